@@ -1,0 +1,106 @@
+"""Every refusal the product can give, in one table.
+
+`WorkspaceError` is raised anywhere below the doors with a stable `code`. The table `PROBLEMS` says once which HTTP status
+and title belong to it; the doors turn it into a problem document (RFC 9457), a WebSocket close code (4000 + status) or an
+exit code. The table in the documentation is made from this one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One row: the HTTP status, the short title, and what a client should do about it."""
+
+    status: int
+    title: str
+    advice: str
+
+
+PROBLEMS: Mapping[str, Problem] = {
+    # who may connect
+    "bad_host": Problem(400, "Malformed Host", "Send a Host header of the form name or name:port."),
+    "host_refused": Problem(421, "Host not served here", "Use localhost, or add the name to ALLOWED_HOSTS."),
+    "origin_refused": Problem(
+        403, "Origin not allowed", "Call from the server's own pages, or add the origin to ALLOWED_ORIGINS."
+    ),
+    "peer_refused": Problem(403, "Another user's process", "Connect as the user who runs the server, or set a token."),
+    "auth_required": Problem(401, "Sign-in required", "Send the token as a bearer header, a cookie or a ticket."),
+    # requests
+    "not_found": Problem(404, "Not found", "Check the path against /docs."),
+    "method_not_allowed": Problem(405, "Method not allowed", "Use a method named in the Allow header."),
+    "malformed_json": Problem(400, "Malformed JSON", "Send a body that is valid JSON in UTF-8."),
+    "validation_failed": Problem(422, "Invalid request", "Mend the fields named in errors."),
+    "body_too_large": Problem(413, "Body too large", "Send less: GET /api/v1 tells the limits."),
+    "unsupported_media_type": Problem(415, "Unsupported media type", "Send the body as application/json."),
+    "cursor_invalid": Problem(400, "Unknown cursor", "Use next_cursor exactly as it was given."),
+    "range_not_satisfiable": Problem(416, "Range not satisfiable", "Ask for a range inside the size."),
+    "internal_error": Problem(500, "Internal error", "Look for the request_id in the server's log."),
+    "shutting_down": Problem(503, "The server is stopping", "Try again once it has been started again."),
+    # workspace
+    "workspace_not_found": Problem(404, "Unknown workspace", "GET /api/v1 tells the id of the one workspace here."),
+    "path_invalid": Problem(
+        400, "Invalid path", "Use a path relative to the workspace root, without empty or dot segments."
+    ),
+    "path_outside": Problem(403, "Path outside the workspace", "Only what lies below the workspace root can be used."),
+    # agents and sessions
+    "agent_not_found": Problem(404, "Unknown agent", "GET /api/v1/agents lists them."),
+    "agent_not_installed": Problem(
+        409, "Agent not installed", "GET /api/v1/agents or `workspace-runtime doctor` says how to get it."
+    ),
+    "model_not_found": Problem(422, "Unknown model", "GET /api/v1/agents lists the agent's models."),
+    "mode_not_found": Problem(422, "Unknown permission mode", "GET /api/v1/agents lists the agent's modes."),
+    "mode_refused": Problem(409, "Permission mode refused", "The detail says what the agent wants for this mode."),
+    "effort_not_found": Problem(422, "Unknown effort", "GET /api/v1/agents lists the efforts of each model."),
+    "not_supported": Problem(409, "Not supported by this agent", "The agent's capabilities tell what it can do."),
+    "too_many_agents": Problem(429, "Too many running agents", "Stop a session, or raise MAX_RUNNING_AGENTS."),
+    "session_not_found": Problem(404, "Unknown session", "GET /api/v1/agent-sessions lists them."),
+    "session_terminated": Problem(409, "The session is terminated", "POST …/reopen makes it idle again."),
+    "session_active": Problem(409, "The session is in use", "Wait until it is idle, or interrupt it first."),
+    "turn_not_found": Problem(404, "Unknown turn", "GET …/queue or …/turns lists them."),
+    "turn_not_queued": Problem(
+        409, "The turn is not waiting", "Only a prompt that still waits can be changed or taken back."
+    ),
+    "queue_full": Problem(429, "The queue is full", "Wait until a turn has ended, or take a prompt back."),
+    "prompt_invalid": Problem(422, "Invalid prompt", "Send a string or a list of blocks, with some content."),
+    "idempotency_conflict": Problem(
+        422, "Key used for another request", "Use a new client_message_id for a new prompt."
+    ),
+    "permission_not_found": Problem(404, "Unknown permission", "GET …/permissions lists them."),
+    "permission_resolved": Problem(409, "Already answered", "The resolution says how and by whom."),
+    "permission_answer_invalid": Problem(
+        422, "Answer does not fit", "Use one of the options, or a decision that fits the kind."
+    ),
+    # reading
+    "event_not_found": Problem(404, "Unknown event", "Use a seq between first_seq and last_seq."),
+    "blob_not_found": Problem(404, "Unknown blob", "Use a blob_id from an event of this session."),
+    "history_trimmed": Problem(410, "Older events were trimmed", "Read again from first_seq."),
+    "after_beyond_end": Problem(409, "Position beyond the end", "The log was replaced: read again from 0."),
+    "too_far_behind": Problem(409, "Too far behind", "Connect again with after."),
+    # frames from a client
+    "frame_invalid": Problem(422, "Invalid frame", "Send one JSON object with a known type and its fields."),
+}
+
+
+class WorkspaceError(Exception):
+    """A refusal with a stable machine `code` (a key of `PROBLEMS`), a sentence for a person, and data for the client.
+
+    `data` becomes members of the problem document, beside `code` and `detail`; its values must be JSON.
+    """
+
+    def __init__(self, code: str, detail: str, **data: Any) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.data = data
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that belongs to the code."""
+        return PROBLEMS[self.code].status
+
+
+class ConfigError(Exception):
+    """A setting is wrong. The message is one sentence that names the setting and says what to do."""

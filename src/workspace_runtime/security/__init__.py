@@ -1,0 +1,1 @@
+"""Who may connect: the peer's user, the token, `Host` and `Origin`."""

@@ -1,0 +1,1 @@
+"""Agent sessions: their states, their actors, their permissions and the drivers of the agents."""

@@ -1,0 +1,1 @@
+"""How events leave the server: WebSocket, server-sent events and their typed frames."""

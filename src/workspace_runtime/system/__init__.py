@@ -1,0 +1,1 @@
+"""Health and facts about the server itself."""
