@@ -39,6 +39,7 @@ PROBLEMS: Mapping[str, Problem] = {
     "range_not_satisfiable": Problem(416, "Range not satisfiable", "Ask for a range inside the size."),
     "internal_error": Problem(500, "Internal error", "Look for the request_id in the server's log."),
     "shutting_down": Problem(503, "The server is stopping", "Try again once it has been started again."),
+    "storage_unavailable": Problem(503, "State can't be written", "Free space on the state folder's disk."),
     # workspace
     "workspace_not_found": Problem(404, "Unknown workspace", "GET /api/v1 tells the id of the one workspace here."),
     "path_invalid": Problem(

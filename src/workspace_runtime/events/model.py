@@ -1,0 +1,146 @@
+"""The envelope of an event and its one stored form.
+
+An event's bytes are made once, here: compact JSON with the envelope first (`seq, id, type, session_id, turn_id, timestamp`,
+and `parent_tool_use_id` where there is one), then the fields of its type. These bytes are stored, sent on every WebSocket and
+SSE line, and listed in the history, always the same. What would make them longer than `MAX_EVENT_BYTES` is cut, and the whole
+is kept beside it.
+"""
+
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+JsonObject = dict[str, Any]
+
+# No frame a client receives is longer than this (bytes of its JSON).
+MAX_EVENT_BYTES = 512 * 1024
+
+# The types a client receives that asks for nothing else.
+DEFAULT_TYPES = frozenset({"thinking", "tool_use", "tool_result", "text", "done", "error"})
+# Types that are only seen live: they have no `seq` and are never stored.
+LIVE_TYPES = frozenset({"text_delta", "thinking_delta"})
+STORED_TYPES = DEFAULT_TYPES | {
+    "user_message",
+    "turn_started",
+    "permission_request",
+    "permission_resolved",
+    "queue_updated",
+    "plan",
+    "usage",
+    "status",
+    "session_updated",
+}
+ALL_TYPES = STORED_TYPES | LIVE_TYPES
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event as it is sent. `seq` is 0 for a live one. `data` is its JSON; `whole` the uncut JSON where `data` is cut."""
+
+    seq: int
+    type: str
+    turn_id: str | None
+    parent_tool_use_id: str | None
+    data: bytes
+    whole: bytes | None = None
+
+
+def new_id(prefix: str) -> str:
+    """A fresh random id such as `evt_9f…`: 80 bits, never reused."""
+    return f"{prefix}_{secrets.token_hex(10)}"
+
+
+def now() -> str:
+    """The time as the API says it: RFC 3339, UTC, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def encode(value: Any) -> bytes:
+    """Compact JSON in UTF-8. Lone surrogates (from an agent's broken output) become U+FFFD instead of an error."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return orjson.dumps(_clean(value))
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {_clean(str(key)): _clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        return float(value)
+    return value
+
+
+def make_event(
+    *,
+    seq: int,
+    event_id: str,
+    type: str,
+    session_id: str,
+    turn_id: str | None,
+    parent_tool_use_id: str | None,
+    fields: JsonObject,
+    timestamp: str | None = None,
+) -> Event:
+    """Build an event and its bytes. `seq` 0 makes a live one, without `seq` in its JSON.
+
+    `fields` are those of the type, in the order they are to be sent.
+    """
+    body: JsonObject = {"seq": seq} if seq else {}
+    body["id"] = event_id
+    body["type"] = type
+    body["session_id"] = session_id
+    body["turn_id"] = turn_id
+    body["timestamp"] = timestamp or now()
+    if parent_tool_use_id is not None:
+        body["parent_tool_use_id"] = parent_tool_use_id
+    body.update(fields)
+    data = encode(body)
+    if len(data) <= MAX_EVENT_BYTES:
+        return Event(seq, type, turn_id, parent_tool_use_id, data)
+    envelope = len(body) - len(fields)
+    href = f"/api/v1/agent-sessions/{session_id}/events/{seq}"
+    return Event(seq, type, turn_id, parent_tool_use_id, _cut(body, envelope, href), data)
+
+
+def _cut(body: JsonObject, envelope: int, href: str) -> bytes:
+    """The JSON of `body` within the limit: long strings of its fields shortened, long lists ended early."""
+    names = list(body)[envelope:]
+    text, items = 128 * 1024, 4096
+    while True:
+        cutter = _Cutter(text, items)
+        short = {name: cutter.cut(body[name]) if name in names else body[name] for name in body}
+        short |= {"truncated": True, "size": cutter.size, "href": href}
+        data = encode(short)
+        if len(data) <= MAX_EVENT_BYTES:
+            return data
+        text, items = text // 2, items // 2
+
+
+class _Cutter:
+    """Shortens values and adds up the UTF-8 size of the strings it cut, before the cut."""
+
+    def __init__(self, text: int, items: int) -> None:
+        self.text, self.items, self.size = text, items, 0
+
+    def cut(self, value: Any) -> Any:
+        if isinstance(value, str):
+            if len(value) > self.text:
+                self.size += len(value.encode("utf-8", "surrogatepass"))
+                return value[: self.text]
+            return value
+        if isinstance(value, list | tuple):
+            return [self.cut(item) for item in value[: self.items]]
+        if isinstance(value, dict):
+            return {key[:1024]: self.cut(value[key]) for key in list(value)[: self.items]}
+        return value
