@@ -114,7 +114,8 @@ class OpenBlock:
 
 
 class Stream:
-    """One session's live side. `head` is the last published `seq`, `first` the first that is kept; `ended` once terminated."""
+    """One session's live side. `head` is the last published `seq`, `first` the first that is kept; `ended` once the session is
+    terminated, `removed` once it is purged or the server stops: then subscribers are let go when they have all."""
 
     def __init__(self, log: EventLog, session_id: str, key: int, *, first: int = 0, head: int = 0) -> None:
         self.log = log

@@ -371,6 +371,7 @@ def _quote(path: Path) -> str:
 
 def _connect(path: Path, schema: str) -> sqlite3.Connection:
     """The writing connection, with its tables. Raises `sqlite3.DatabaseError` for a file that is no sound database."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite gives its other files the same mode
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
     try:
         connection.execute("PRAGMA journal_mode = WAL")

@@ -110,7 +110,10 @@ def make_event(
         return Event(seq, type, turn_id, parent_tool_use_id, data)
     envelope = len(body) - len(fields)
     href = f"/api/v1/agent-sessions/{session_id}/events/{seq}"
-    return Event(seq, type, turn_id, parent_tool_use_id, _cut(body, envelope, href), data)
+    short = dict(body)
+    if type == "tool_result":
+        short["blob_id"] = f"output-{seq}"  # the door makes this blob from the whole event
+    return Event(seq, type, turn_id, parent_tool_use_id, _cut(short, envelope, href), data)
 
 
 def _cut(body: JsonObject, envelope: int, href: str) -> bytes:

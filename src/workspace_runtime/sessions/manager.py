@@ -75,11 +75,20 @@ class Session:
 class SessionManager:
     """Made by `load`. All methods are of the event loop's thread."""
 
-    def __init__(self, log: EventLog, root: WorkspaceRoot, agents: Iterable[Agent], *, max_running: int) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        root: WorkspaceRoot,
+        agents: Iterable[Agent],
+        *,
+        max_running: int = 16,
+        history_max_events: int = 0,
+    ) -> None:
         self.log = log
         self.root = root
         self.agents = {agent.id: agent for agent in agents}
         self.max_running = max_running
+        self.history_max_events = history_max_events
         self._sessions: dict[str, Session] = {}
         self._claimed: set[SessionActor] = set()
         self._keys: dict[tuple[str, str], UsedKey] = {}
@@ -122,8 +131,13 @@ class SessionManager:
         self._sessions[record.id] = session
         return session
 
+    @property
+    def running(self) -> int:
+        """How many agents run."""
+        return len(self._claimed)
+
     async def close(self) -> None:
-        """End all agents; their sessions stay."""
+        """End all agents; their sessions stay. Nothing new is taken any more. Safe to call twice."""
         self._closed = True
         await asyncio.gather(*(session.actor.close() for session in self._sessions.values()))
 
@@ -219,6 +233,7 @@ class SessionManager:
 
         Raises `WorkspaceError` for whatever does not fit (`agent_not_found`, `model_not_found`, `path_outside`, …).
         """
+        self._check_open()
         used = await self._used("", key, digest)
         if used is not None:
             return self.get(used["session_id"])
@@ -293,6 +308,7 @@ class SessionManager:
         digest: str = "",
     ) -> Receipt:
         """Take a prompt, durable when this returns. Raises `WorkspaceError` as `SessionActor.submit` does."""
+        self._check_open()
         session = self.get(session_id)
         used = await self._used(session_id, client_message_id, digest)
         if used is not None:
@@ -369,6 +385,10 @@ class SessionManager:
         if len(self._claimed) >= self.max_running and self._restable() is None:
             detail = f"{self.max_running} agents run already, and each has something to do."
             raise WorkspaceError("too_many_agents", detail, limit=self.max_running)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise WorkspaceError("shutting_down", "The server is stopping: nothing was changed. Try again in a moment.")
 
     def _restable(self) -> SessionActor | None:
         idle = [actor for actor in self._claimed if actor.restable]
