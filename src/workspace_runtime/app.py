@@ -10,18 +10,15 @@ from . import __version__
 from .config import Config
 from .documentation import build_api
 from .entry import Entry
-from .errors import ConfigError
 from .events.log import EventLog
 from .events.model import MAX_EVENT_BYTES
 from .paths import WorkspaceRoot
 from .security.cors import Cors
 from .security.gate import Gate
 from .security.routes import auth_router
-from .security.tokens import Tokens
 from .sessions import store
 from .sessions.actor import QUEUE_LIMIT
 from .sessions.drivers.base import Agent
-from .sessions.drivers.claude import ClaudeAgent
 from .sessions.drivers.demo import DemoAgent
 from .sessions.manager import SessionManager
 from .sessions.routes import agents_router
@@ -46,7 +43,7 @@ class Application:
 
 def default_agents(state: StateFolder) -> list[Agent]:
     """The agents that are built in."""
-    return [ClaudeAgent(state.runtime), DemoAgent(state.runtime)]
+    return [DemoAgent(state.path / "demo")]
 
 
 @contextlib.asynccontextmanager

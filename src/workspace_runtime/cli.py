@@ -54,11 +54,19 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
             continue
         if isinstance(field.default, bool):
             group.add_argument(
-                flag, dest=field.name, nargs="?", const="true", metavar="BOOL", help=f"{field.metadata['help']} ({field.metadata['env']})"
+                flag,
+                dest=field.name,
+                nargs="?",
+                const="true",
+                metavar="BOOL",
+                help=f"{field.metadata['help']} ({field.metadata['env']})",
             )
         else:
             group.add_argument(
-                flag, dest=field.name, metavar=field.name.upper(), help=f"{field.metadata['help']} ({field.metadata['env']})".replace("%", "%%")
+                flag,
+                dest=field.name,
+                metavar=field.name.upper(),
+                help=f"{field.metadata['help']} ({field.metadata['env']})".replace("%", "%%"),
             )
 
 

@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from . import __version__
-from .config import Config
 from .errors import PROBLEMS, WorkspaceError
 from .problems import MEDIA_TYPE, from_status, from_validation, problem
 
@@ -42,7 +41,7 @@ class ProblemView(BaseModel):
     detail: str
     code: str = Field(description="Stable, for programs.", examples=sorted(PROBLEMS)[:3])
     request_id: str
-    errors: list[ErrorRow] | None = Field(None, description="With 422: each field that does not fit.")
+    errors: list[ErrorRow] | None = Field(default=None, description="With 422: each field that does not fit.")
 
 
 class HealthView(BaseModel):

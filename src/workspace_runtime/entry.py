@@ -60,7 +60,9 @@ class Api(Protocol):
 class Entry:
     """See the module."""
 
-    def __init__(self, config: Config, gate: Gate, cors: Cors, manager: SessionManager, health: Health, api: Api) -> None:
+    def __init__(
+        self, config: Config, gate: Gate, cors: Cors, manager: SessionManager, health: Health, api: Api
+    ) -> None:
         self._root = config.root_path
         self._max_body = config.max_body_bytes
         self._log_access = config.access_log
@@ -95,14 +97,14 @@ class Entry:
         started = time.monotonic() if self._log_access else 0.0
         more: Headers = [*_FIXED, (b"x-request-id", request_id)]
         if self._cors.active:
-            more += self._cors.headers(scope)
+            more = [*self._cors.headers(scope), *more]
         status = 0
         try:
             access = self._gate.admit(scope, path)
             if path in HEALTH_PATHS and method in ("GET", "HEAD"):
                 status, body = self._health.answer(path, stranger=access.stranger)
                 await _answer(send, status, body, more, head=method == "HEAD")
-            elif self._cors.active and self._cors.is_preflight(scope):
+            elif access.by == "preflight":
                 status = 204
                 await _answer(send, status, b"", [*more, *self._cors.preflight(scope)], content_type=None)
             elif method in ("GET", "HEAD") and path.startswith(SESSION_PREFIX) and path.find("/", 23) < 0:
@@ -172,7 +174,9 @@ class Entry:
         return status
 
     def _too_large(self) -> WorkspaceError:
-        return WorkspaceError("body_too_large", f"A body may have {self._max_body} bytes at most.", limit=self._max_body)
+        return WorkspaceError(
+            "body_too_large", f"A body may have {self._max_body} bytes at most.", limit=self._max_body
+        )
 
     # --- WebSockets ---------------------------------------------------------------------------------------------------
 
@@ -212,7 +216,13 @@ def _query(scope: Scope) -> dict[str, str]:
 
 
 async def _answer(
-    send: Send, status: int, body: bytes, more: Headers, *, content_type: bytes | None = b"application/json", head: bool = False
+    send: Send,
+    status: int,
+    body: bytes,
+    more: Headers,
+    *,
+    content_type: bytes | None = b"application/json",
+    head: bool = False,
 ) -> None:
     headers: Headers = [*more]
     if content_type is not None:

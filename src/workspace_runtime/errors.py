@@ -29,6 +29,8 @@ PROBLEMS: Mapping[str, Problem] = {
     "peer_refused": Problem(403, "Another user's process", "Connect as the user who runs the server, or set a token."),
     "auth_required": Problem(401, "Sign-in required", "Send the token as a bearer header, a cookie or a ticket."),
     # requests
+    "headers_too_large": Problem(431, "Headers too large", "Send shorter headers."),
+    "malformed_request": Problem(400, "Malformed request", "Send valid HTTP/1.1."),
     "not_found": Problem(404, "Not found", "Check the path against /docs."),
     "method_not_allowed": Problem(405, "Method not allowed", "Use a method named in the Allow header."),
     "malformed_json": Problem(400, "Malformed JSON", "Send a body that is valid JSON in UTF-8."),

@@ -118,7 +118,7 @@ async def running(config: Config, sockets: list[socket.socket]) -> AsyncIterator
 def uvicorn_config(config: Config, application: Application) -> uvicorn.Config:
     """uvicorn's settings for an application of ours."""
     return uvicorn.Config(
-        application.entry,  # type: ignore[arg-type]
+        application.entry,
         http=http_protocol(config),
         ws=SocketProtocol,
         loop="none",

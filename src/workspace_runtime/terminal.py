@@ -83,11 +83,15 @@ class _Turn:
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         path = f"/api/v1/ws/agent-sessions/{session['id']}?events=all"
         try:
-            async with connect(self._url.replace("http", "ws", 1) + path, additional_headers=headers, max_size=None) as socket:
+            async with connect(
+                self._url.replace("http", "ws", 1) + path, additional_headers=headers, max_size=None
+            ) as socket:
                 with self._interrupts(socket):
                     code = await self._follow(socket)
         except (OSError, InvalidStatus, ConnectionClosed) as fault:
-            raise ConfigError(f"The connection to the server was lost ({fault}). The session is {session['id']}.") from None
+            raise ConfigError(
+                f"The connection to the server was lost ({fault}). The session is {session['id']}."
+            ) from None
         await asyncio.to_thread(self._request, "DELETE", f"/api/v1/agent-sessions/{session['id']}", None)
         return code
 

@@ -77,6 +77,7 @@ class SessionActor:
         root: Path,
         queue: Sequence[tuple[float, QueuedPrompt]] = (),
         changed: Callable[[], None] = lambda: None,
+        history_max_events: int = 0,
     ) -> None:
         self.record = record
         self.agent = agent
@@ -87,6 +88,7 @@ class SessionActor:
         self._slots = slots
         self._root = root
         self._changed = changed
+        self._history_max_events = history_max_events
         self._driver: Driver | None = None
         self._turn: Turn | None = None
         self._session_rules: list[str] = []
@@ -193,6 +195,7 @@ class SessionActor:
             self._turn.stop_as = "interrupted"
             self._spawn(self._stop_unless_over(self._turn))
         self._resolve(permission, told.decision, by, option_id=option.id if option else None, scope=told.scope)
+        self._go_on()
         batch = self._commit(waited=True)
         self._mailbox.put_nowait(partial(self._tell_answer, permission, told, batch))
         await self.journal.log.settled(batch)
@@ -322,6 +325,9 @@ class SessionActor:
         self.idle_since = time.monotonic()
         self._commit()
         turn.over.set()
+        excess = self.journal.last_seq - self.journal.stream.first - self._history_max_events
+        if self._history_max_events and excess > 0 and not self._closed:
+            self._mailbox.put_nowait(self._trim)
         self._begin_next()
 
     async def _stop(self, turn: Turn, reason: StopReason, *, pause: bool = True) -> None:
@@ -465,6 +471,16 @@ class SessionActor:
             async with asyncio.timeout(ORDER_TIMEOUT_S):
                 await self._driver.answer(permission.request, told)
 
+    async def _trim(self) -> None:
+        """Remove the oldest turns, whole, that are more than what is kept."""
+        stream = self.journal.stream
+        keep = self.journal.last_seq - self._history_max_events
+        start = await self.journal.log.turn_start(stream.key, 1, before=keep + 1)
+        if start > stream.first:
+            stream.first = start  # first, so that no reader takes the gap for the beginning
+            self._changed()
+            await self.journal.log.commit(Batch(statements=self.journal.log.trim(stream.key, start)))
+
     async def _drop_driver(self) -> None:
         """End the agent's process tree. Afterwards no event of it is taken any more."""
         order = self._order
@@ -535,6 +551,7 @@ class SessionActor:
                 for permission in list(self.permissions.values()):
                     if permission.request == request and permission.resolution is None:
                         self._resolve(permission, "deny", "agent")
+                self._go_on()
             case base.PlanChanged(entries):
                 plan = [{"id": e.id, "content": e.content, "status": e.status, "priority": e.priority} for e in entries]
                 self.record.plan = plan
@@ -683,6 +700,9 @@ class SessionActor:
         self.journal.emit(
             "permission_resolved", fields, turn_id=permission.turn_id, parent=permission.parent_tool_use_id
         )
+
+    def _go_on(self) -> None:
+        """The turn runs again once nothing waits for an answer."""
         if self.record.status == "requires_action" and all(p.resolution for p in self.permissions.values()):
             self._set_status("running")
 

@@ -126,7 +126,16 @@ class SessionManager:
         def changed() -> None:
             session.view_bytes = None
 
-        actor = SessionActor(record, self.agents[record.agent], journal, self, self.root.path, queue, changed)
+        actor = SessionActor(
+            record,
+            self.agents[record.agent],
+            journal,
+            self,
+            self.root.path,
+            queue,
+            changed,
+            self.history_max_events,
+        )
         session = Session(record, stream, actor)
         self._sessions[record.id] = session
         return session

@@ -24,7 +24,12 @@ agents_router = APIRouter(prefix="/api/v1", tags=["Agents"])
 JSON = "application/json"
 IdempotencyKey = Annotated[
     str | None,
-    Header(alias="Idempotency-Key", min_length=1, max_length=200, description="Makes a retry safe for 24 h, over restarts too."),
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=200,
+        description="Makes a retry safe for 24 h, over restarts too.",
+    ),
 ]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Cursor = Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")]
@@ -165,7 +170,10 @@ async def reopen_session(request: Request, session_id: str) -> Response:
 
 
 @router.post(
-    "/agent-sessions/{session_id}/messages", status_code=202, response_model=schemas.ReceiptView, summary="Send a prompt"
+    "/agent-sessions/{session_id}/messages",
+    status_code=202,
+    response_model=schemas.ReceiptView,
+    summary="Send a prompt",
 )
 async def send_message(
     request: Request, session_id: str, body: schemas.PromptBody, idempotency_key: IdempotencyKey = None
@@ -255,8 +263,12 @@ async def read_events(
     after: Annotated[int | None, Query(ge=0, description="Events with a higher seq.")] = None,
     before: Annotated[int | None, Query(ge=1, description="Events with a lower seq.")] = None,
     order: Literal["asc", "desc"] = "asc",
-    turns: Annotated[int | None, Query(ge=1, le=1000, description="Only the newest so many turns of the range.")] = None,
-    tail: Annotated[int | None, Query(ge=0, description="SSE: begin with the newest so many turns; 0: only what comes.")] = None,
+    turns: Annotated[
+        int | None, Query(ge=1, le=1000, description="Only the newest so many turns of the range.")
+    ] = None,
+    tail: Annotated[
+        int | None, Query(ge=0, description="SSE: begin with the newest so many turns; 0: only what comes.")
+    ] = None,
     events: Annotated[str | None, Query(description="`all`, or types with commas; by default the six.")] = None,
     parent_tool_use_id: str | None = None,
     log_id: str | None = None,
@@ -272,7 +284,7 @@ async def read_events(
         wanted = await reading(stream, request.query_params, request.headers.get("last-event-id"))
         if stream.ended and wanted.after >= stream.head:
             return Response(status_code=204)
-        return EventStream(stream, wanted)  # type: ignore[return-value]
+        return EventStream(stream, wanted)
     types = types_of(request.query_params)
     head = stream.head
     check_position(stream, after or 0, log_id)
@@ -321,7 +333,10 @@ _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 @router.get(
     "/agent-sessions/{session_id}/blobs/{blob_id}",
     summary="Read an image or a whole output",
-    responses={200: {"content": {"application/octet-stream": {}}}, 206: {"description": "The range that was asked for."}},
+    responses={
+        200: {"content": {"application/octet-stream": {}}},
+        206: {"description": "The range that was asked for."},
+    },
     response_class=Response,
 )
 async def read_blob(request: Request, session_id: str, blob_id: str) -> Response:

@@ -55,8 +55,8 @@ class FileBlock(Body):
 
     type: Literal["file"]
     path: str = Field(min_length=1, max_length=4096, description="Relative to the workspace's root.")
-    start_line: int | None = Field(None, ge=1)
-    end_line: int | None = Field(None, ge=1)
+    start_line: int | None = Field(default=None, ge=1)
+    end_line: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _in_order(self) -> "FileBlock":
@@ -108,7 +108,7 @@ class Resume(Body):
     """A conversation to go on with."""
 
     session_id: Name | None = None
-    native_session_id: Name | None = Field(None, description="The agent's own id of the conversation.")
+    native_session_id: Name | None = Field(default=None, description="The agent's own id of the conversation.")
 
     @model_validator(mode="after")
     def _one(self) -> "Resume":
@@ -125,19 +125,21 @@ class CreateSession(Prompted):
     title: Title | None = None
     model: Name | None = None
     effort: Name | None = None
-    permission_mode: Name | None = Field(None, description="A mode by the agent's own name.")
-    cwd: str = Field(".", max_length=4096, description="The folder to work in, relative to the workspace's root.")
+    permission_mode: Name | None = Field(default=None, description="A mode by the agent's own name.")
+    cwd: str = Field(
+        default=".", max_length=4096, description="The folder to work in, relative to the workspace's root."
+    )
     env: dict[Annotated[str, StringConstraints(pattern=r"^[^=\x00]+$", max_length=200)], str] = Field(
         default_factory=dict, description="Variables for the agent. Kept for resuming, never answered."
     )
-    system_prompt: str | None = Field(None, description="Kept for resuming, never answered.")
-    max_turns: int | None = Field(None, ge=1, le=10_000)
+    system_prompt: str | None = Field(default=None, description="Kept for resuming, never answered.")
+    max_turns: int | None = Field(default=None, ge=1, le=10_000)
     permission_timeout_s: float | None = Field(
-        None, gt=0, le=86_400 * 7, description="Deny a permission that nobody answers for so long."
+        default=None, gt=0, le=86_400 * 7, description="Deny a permission that nobody answers for so long."
     )
     labels: list[Label] = Field(default_factory=list, max_length=32)
     resume: Resume | None = None
-    fork: bool = Field(False, description="With `resume`: branch off, and leave the old conversation as it is.")
+    fork: bool = Field(default=False, description="With `resume`: branch off, and leave the old conversation as it is.")
 
     @model_validator(mode="after")
     def _fork_of_something(self) -> "CreateSession":
@@ -172,9 +174,12 @@ class PromptBody(Prompted):
     """A prompt for a session."""
 
     prompt: Prompt
-    client_message_id: Key | None = Field(None, description="Makes a retry safe for 24 h; returns in `user_message`.")
+    client_message_id: Key | None = Field(
+        default=None, description="Makes a retry safe for 24 h; returns in `user_message`."
+    )
     delivery: Literal["queue", "interrupt", "steer"] = Field(
-        "queue", description="Wait for the turns before it, stop the running turn first, or go into the running turn."
+        default="queue",
+        description="Wait for the turns before it, stop the running turn first, or go into the running turn.",
     )
 
 
@@ -185,7 +190,7 @@ class PatchSession(Body):
     model: Name | None = None
     effort: Name | None = None
     permission_mode: Name | None = None
-    labels: list[Label] | None = Field(None, max_length=32)
+    labels: list[Label] | None = Field(default=None, max_length=32)
 
     def changes(self) -> dict[str, Any]:
         """The fields that were sent with a value."""
@@ -195,7 +200,7 @@ class PatchSession(Body):
 class InterruptBody(Body):
     """How to interrupt."""
 
-    queue: Literal["keep", "drop"] = Field("keep", description="What becomes of the prompts that wait.")
+    queue: Literal["keep", "drop"] = Field(default="keep", description="What becomes of the prompts that wait.")
 
 
 class PermissionBody(Body):
@@ -204,12 +209,12 @@ class PermissionBody(Body):
     option_id: Name | None = None
     decision: Literal["allow", "deny"] | None = None
     scope: Literal["once", "session", "always"] | None = None
-    updated_input: dict[str, Any] | None = Field(None, description="Let the tool run with this input instead.")
-    message: str | None = Field(None, max_length=20_000, description="Tells the agent why.")
+    updated_input: dict[str, Any] | None = Field(default=None, description="Let the tool run with this input instead.")
+    message: str | None = Field(default=None, max_length=20_000, description="Tells the agent why.")
     answers: dict[str, list[str] | str] | None = Field(
-        None, description="For a question: its id → the chosen labels, or free text."
+        default=None, description="For a question: its id → the chosen labels, or free text."
     )
-    interrupt: bool = Field(False, description="With `deny`: stop the turn as well.")
+    interrupt: bool = Field(default=False, description="With `deny`: stop the turn as well.")
 
     def plain(self) -> Answer:
         """As plain data."""

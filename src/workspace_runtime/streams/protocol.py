@@ -119,9 +119,9 @@ class EventBase(BaseModel):
     session_id: str
     turn_id: str | None
     timestamp: str
-    parent_tool_use_id: str | None = Field(None, description="The call of the sub-agent that this event is of.")
-    truncated: Literal[True] | None = Field(None, description="Cut to the frame's limit: `href` has the whole.")
-    size: int | None = Field(None, description="The bytes of what was cut, before the cut.")
+    parent_tool_use_id: str | None = Field(default=None, description="The call of the sub-agent that this event is of.")
+    truncated: Literal[True] | None = Field(default=None, description="Cut to the frame's limit: `href` has the whole.")
+    size: int | None = Field(default=None, description="The bytes of what was cut, before the cut.")
     href: str | None = None
 
 
@@ -130,7 +130,7 @@ class TextEvent(EventBase):
 
     type: Literal["text"]
     content: str
-    partial: Literal[True] | None = Field(None, description="The block was cut short.")
+    partial: Literal[True] | None = Field(default=None, description="The block was cut short.")
 
 
 class ThinkingEvent(EventBase):
@@ -180,7 +180,7 @@ class ToolResultEvent(EventBase):
     status: ToolStatus
     duration_ms: int | None
     blocks: list[ImageBlob] | None = None
-    blob_id: str | None = Field(None, description="Where the output was cut: the whole of it, as a blob.")
+    blob_id: str | None = Field(default=None, description="Where the output was cut: the whole of it, as a blob.")
 
 
 class ErrorEvent(EventBase):

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from workspace_runtime.events.hub import Lagged, Stream, Subscription, TooFarBehind
@@ -13,10 +14,11 @@ HEARTBEAT_S = 15.0
 HEAD_SCOPE = "workspace_runtime.head"
 
 
-class EventStream:
+class EventStream(Response):
     """An ASGI response that streams a session's events until the client goes or the session is over."""
 
     def __init__(self, stream: Stream, reading: Reading) -> None:
+        super().__init__(media_type="text/event-stream")
         self._stream = stream
         self._reading = reading
 

