@@ -106,9 +106,9 @@ def _run(options: argparse.Namespace) -> int:
 
         prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
         return run_turn(config, prompt, agent=options.agent, as_json=options.json)
-    from . import doctor
+    from .doctor import print_agents, print_report
 
-    return doctor.print_report(config) if options.command == "doctor" else doctor.print_agents(config)
+    return print_report(config) if options.command == "doctor" else print_agents(config)
 
 
 def _config(options: argparse.Namespace) -> Config:

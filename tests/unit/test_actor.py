@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 import pytest
 from pydantic import TypeAdapter
+
 from support.scripted_driver import ScriptedAgent, ScriptedDriver
 from support.waiting import until
-
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.events.log import EventLog
 from workspace_runtime.paths import WorkspaceRoot
@@ -73,7 +73,9 @@ def say(text: str) -> tuple[TextPart, ...]:
 def echo(driver: ScriptedDriver, parts: Sequence[base.PromptPart]) -> None:
     """An agent that answers each prompt with it."""
     text = parts[0].text if isinstance(parts[0], TextPart) else "?"
-    driver.say(BlockDelta("b1", "text", text), BlockEnded("text", text, "b1"), TurnEnded("end_turn", base.Usage(1, 2), 0.5))
+    driver.say(
+        BlockDelta("b1", "text", text), BlockEnded("text", text, "b1"), TurnEnded("end_turn", base.Usage(1, 2), 0.5)
+    )
 
 
 async def idle(session: Session) -> None:
@@ -144,7 +146,9 @@ async def test_an_interrupt_keeps_what_was_seen_and_pauses_the_queue(tmp_path: P
         await manager.prompt(session.record.id, say("second"))
         driver = agent.started[0]
         driver.say(
-            BlockDelta("b1", "text", "half a "), BlockDelta("b1", "text", "sentence"), ToolCalled("t1", "Bash", {"command": "x"})
+            BlockDelta("b1", "text", "half a "),
+            BlockDelta("b1", "text", "sentence"),
+            ToolCalled("t1", "Bash", {"command": "x"}),
         )
         await until(lambda: session.actor.turn and session.actor.turn.tools)
         assert await session.actor.interrupt() == {"turn_id": first.turn_id, "stop_reason": "interrupted"}
@@ -420,7 +424,9 @@ async def test_an_agent_may_begin_a_turn_by_itself(tmp_path: Path) -> None:
     async with manager_of(tmp_path, agent) as manager:
         session = await manager.create(NewSession("scripted"))
         await idle(session)
-        agent.started[0].say(base.AgentTurnStarted("task"), BlockEnded("text", "the task is done"), TurnEnded("end_turn"))
+        agent.started[0].say(
+            base.AgentTurnStarted("task"), BlockEnded("text", "the task is done"), TurnEnded("end_turn")
+        )
         await until(lambda: session.record.turn_count == 1)
         await idle(session)
         events = await history(manager, session)
@@ -446,7 +452,8 @@ async def test_old_turns_are_trimmed(tmp_path: Path) -> None:
         session = await manager.create(NewSession("scripted"))
         for number in range(1, 8):
             await manager.prompt(session.record.id, say(f"p{number}"))
-            await until(lambda number=number: session.record.turn_count == number)
+            await until(lambda number=number: session.record.turn_count == number)  # type: ignore[misc]
+
             await idle(session)
         await until(lambda: session.stream.first > 1)
         first, last = await manager.log.bounds(session.record.stream)

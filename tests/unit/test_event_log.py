@@ -194,9 +194,7 @@ async def test_types_are_chosen_by_name(tmp_path: Path) -> None:
     st.sampled_from(["x", "é", "\0", "\ud800", "𝄞", '"']),
 )
 @settings(max_examples=60, deadline=None)
-def test_an_event_is_cut_to_the_limit_and_the_whole_is_kept(
-    fields: dict[str, str], length: int, letter: str
-) -> None:
+def test_an_event_is_cut_to_the_limit_and_the_whole_is_kept(fields: dict[str, str], length: int, letter: str) -> None:
     event = make_event(
         seq=5, event_id="evt_5", type="tool_result", session_id="ses_1", turn_id="turn_1", parent_tool_use_id=None,
         fields={"output": letter * length, "input": fields, "many": [fields] * 100},

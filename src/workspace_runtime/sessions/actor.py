@@ -76,7 +76,6 @@ class SessionActor:
         slots: Slots,
         root: Path,
         queue: Sequence[tuple[float, QueuedPrompt]] = (),
-        changed: Callable[[], None] = lambda: None,
         history_max_events: int = 0,
     ) -> None:
         self.record = record
@@ -87,7 +86,6 @@ class SessionActor:
         self.idle_since = time.monotonic()
         self._slots = slots
         self._root = root
-        self._changed = changed
         self._history_max_events = history_max_events
         self._driver: Driver | None = None
         self._turn: Turn | None = None
@@ -478,8 +476,8 @@ class SessionActor:
         start = await self.journal.log.turn_start(stream.key, 1, before=keep + 1)
         if start > stream.first:
             stream.first = start  # first, so that no reader takes the gap for the beginning
-            self._changed()
             await self.journal.log.commit(Batch(statements=self.journal.log.trim(stream.key, start)))
+            self.journal.refresh()
 
     async def _drop_driver(self) -> None:
         """End the agent's process tree. Afterwards no event of it is taken any more."""
@@ -569,7 +567,8 @@ class SessionActor:
                     stop_as = self._turn.stop_as
                     self._end_turn(stop_as or reason, usage, cost, pause=self._turn.pause)
                 return
-        self._commit(state=isinstance(event, base.PermissionAsked | base.PlanChanged | base.SessionChanged))
+        text_or_tool = isinstance(event, base.BlockEnded | base.ToolCalled | base.ToolEnded | base.UsageChanged)
+        self._commit(state=not text_or_tool)  # what those change of the record is found again from the events
 
     @property
     def _turn_id(self) -> str | None:
@@ -752,10 +751,11 @@ class SessionActor:
 
     def _commit(self, *, waited: bool = False, state: bool = True) -> Batch:
         if state:
-            self.record.updated_at = now()
-        batch = self.journal.commit(state=state, waited=waited)
-        self._changed()
-        return batch
+            record = self.record
+            record.updated_at = now()
+            record.queue_length = len(self.queue)
+            record.pending_permissions = [p.id for p in self.permissions.values() if p.resolution is None]
+        return self.journal.commit(state=state, waited=waited)
 
     async def _settle(self) -> None:
         """Make all that was said so far durable."""

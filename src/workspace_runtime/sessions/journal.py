@@ -7,7 +7,7 @@ some of those are still on their way to the disk, a delta waits behind them.
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from workspace_runtime.events.hub import OpenBlock, Stream, delta_json
 from workspace_runtime.events.log import Batch, EventLog, Statement
@@ -21,10 +21,17 @@ from .store import save_session
 class Journal:
     """The writing side of one session's stream."""
 
-    def __init__(self, log: EventLog, stream: Stream, record: SessionRecord) -> None:
+    def __init__(
+        self, log: EventLog, stream: Stream, record: SessionRecord, published: Callable[[], None] = lambda: None
+    ) -> None:
         self.log = log
         self.stream = stream
         self.record = record
+        # the record as of the last published commit, and what changes without being written: durable before visible
+        self.shown = record.dump()
+        self.shown_message = record.last_message
+        self.shown_tool: str | None = None
+        self._on_published = published
         self._seq = stream.head
         self._events: list[Event] = []
         self._statements: list[Statement] = []
@@ -87,8 +94,11 @@ class Journal:
     def commit(self, *, state: bool = False, waited: bool = False) -> Batch:
         """Hand over all that was emitted and added since the last commit. `state` writes the session's record along;
         `waited` gives the batch a future, for `EventLog.settled`."""
-        if state:
-            self._statements.append(save_session(self.record))
+        record = self.record
+        shown = record.dump() if state else None
+        if shown is not None:
+            self._statements.append(save_session(record, shown))
+        message, tool = record.last_message, record.active_turn["tool"] if record.active_turn else None
         events, statements, ended = self._events, self._statements, self._ended_blocks
         self._events, self._statements, self._ended_blocks = [], [], []
 
@@ -96,11 +106,18 @@ class Journal:
             self._outstanding -= 1
             for block_id in ended:
                 self.stream.blocks.pop(block_id, None)
+            self.shown = shown or self.shown
+            self.shown_message, self.shown_tool = message, tool
+            self._on_published()
             self.stream.publish(events)
 
         batch = Batch(self.record.stream, events, statements, published, self.log.future() if waited else None)
         self._submit(batch)
         return batch
+
+    def refresh(self) -> None:
+        """Something that is answered of the session changed without an event."""
+        self._on_published()
 
     def _submit(self, batch: Batch) -> None:
         self._outstanding += 1

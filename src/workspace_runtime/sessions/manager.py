@@ -26,6 +26,13 @@ from .permissions import Answer, already
 from .recovery import needs_recovery, recover
 from .store import UsedKey
 
+# What a session's answer holds, in its order; the last ones are filled in from the stream.
+_VIEW_FIELDS = (
+    "id", "agent", "title", "status", "model", "effort", "permission_mode", "cwd", "labels", "created_at", "updated_at",
+    "first_seq", "last_seq", "log_id", "turn_count", "active_turn", "last_message", "queue", "plan", "usage", "cost_usd",
+    "context", "pending_permissions", "parent_session_id", "native_session_id", "error",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class NewSession:
@@ -63,13 +70,16 @@ class Receipt:
 
 @dataclass(slots=True)
 class Session:
-    """One session: its record, its live stream, its actor, and its answer as bytes while nothing changed."""
+    """One session: its record, its live stream, its actor, and its answer as bytes while nothing changed.
+
+    The record is the actor's own and may be ahead of the disk; what is answered is what its journal has published.
+    """
 
     record: SessionRecord
     stream: Stream
+    journal: Journal
     actor: SessionActor
-    view_bytes: bytes | None = None
-    view_head: int = -1
+    view: bytes | None = None
 
 
 class SessionManager:
@@ -111,32 +121,24 @@ class SessionManager:
             stream = Stream(self.log, record.id, record.stream, first=first, head=head)
             stream.ended = record.status == "terminated"
             queue = queues.get(record.id, [])
-            journal = Journal(self.log, stream, record)
             if needs_recovery(record):
-                await recover(journal, record, pending.get(record.id, []), len(queue))
+                await recover(Journal(self.log, stream, record), record, pending.get(record.id, []), len(queue))
             elif queue and not record.queue_paused:
                 record.queue_paused = True
+            record.queue_length = len(queue)
             if record.agent in self.agents:
-                self._add(record, stream, journal, queue)
+                self._add(record, stream, queue)
         self.log.submit(Batch(statements=[store.drop_old_keys()]))
 
-    def _add(
-        self, record: SessionRecord, stream: Stream, journal: Journal, queue: Sequence[tuple[float, QueuedPrompt]] = ()
-    ) -> Session:
-        def changed() -> None:
-            session.view_bytes = None
+    def _add(self, record: SessionRecord, stream: Stream, queue: Sequence[tuple[float, QueuedPrompt]] = ()) -> Session:
+        def published() -> None:
+            session.view = None
 
+        journal = Journal(self.log, stream, record, published)
         actor = SessionActor(
-            record,
-            self.agents[record.agent],
-            journal,
-            self,
-            self.root.path,
-            queue,
-            changed,
-            self.history_max_events,
+            record, self.agents[record.agent], journal, self, self.root.path, queue, self.history_max_events
         )
-        session = Session(record, stream, actor)
+        session = Session(record, stream, journal, actor)
         self._sessions[record.id] = session
         return session
 
@@ -186,54 +188,37 @@ class SessionManager:
             record = session.record
             if below is not None and record.stream >= below:
                 continue
-            if (status and record.status != status) or (agent and record.agent != agent):
+            if (agent and record.agent != agent) or (label and label not in record.labels):
                 continue
-            if (label and label not in record.labels) or (words and words not in (record.title or "").casefold()):
+            if words and words not in (record.title or "").casefold():
+                continue
+            body = self.view_bytes(session)
+            if status and orjson.loads(body)["status"] != status:
                 continue
             if len(items) == limit:
                 return items, _encode_cursor(last)
-            items.append(self.view_bytes(session))
+            items.append(body)
             last = record.stream
         return items, None
 
     def view(self, session: Session) -> JsonObject:
-        """A session as the API answers it."""
-        record, actor = session.record, session.actor
-        return {
-            "id": record.id,
-            "agent": record.agent,
-            "title": record.title,
-            "status": record.status,
-            "model": record.model,
-            "effort": record.effort,
-            "permission_mode": record.permission_mode,
-            "cwd": record.cwd,
-            "labels": record.labels,
-            "created_at": record.created_at,
-            "updated_at": record.updated_at,
-            "first_seq": session.stream.first,
-            "last_seq": session.stream.head,
-            "log_id": self.log.log_id,
-            "turn_count": record.turn_count,
-            "active_turn": record.active_turn,
-            "last_message": record.last_message,
-            "queue": {"length": len(actor.queue), "paused": record.queue_paused},
-            "plan": record.plan,
-            "usage": record.usage,
-            "cost_usd": record.cost_usd,
-            "context": record.context,
-            "pending_permissions": [p.id for p in actor.permissions.values() if p.resolution is None],
-            "parent_session_id": record.parent_session_id,
-            "native_session_id": record.native_session_id,
-            "error": record.error,
-        }
+        """A session as the API answers it: as of what was published last."""
+        journal = session.journal
+        shown = orjson.loads(journal.shown)
+        view: JsonObject = {name: shown.get(name) for name in _VIEW_FIELDS}
+        view["first_seq"], view["last_seq"] = session.stream.first, session.stream.head
+        view["log_id"] = self.log.log_id
+        view["queue"] = {"length": shown["queue_length"], "paused": shown["queue_paused"]}
+        view["last_message"] = journal.shown_message
+        if view["active_turn"] is not None:
+            view["active_turn"]["tool"] = journal.shown_tool
+        return view
 
     def view_bytes(self, session: Session) -> bytes:
-        """The same as JSON, made again only when something changed."""
-        if session.view_bytes is None or session.view_head != session.stream.head:
-            session.view_bytes = orjson.dumps(self.view(session))
-            session.view_head = session.stream.head
-        return session.view_bytes
+        """The same as JSON, made again only when something was published."""
+        if session.view is None:
+            session.view = orjson.dumps(self.view(session))
+        return session.view
 
     # --- making and prompting -----------------------------------------------------------------------------------------
 
@@ -277,8 +262,8 @@ class SessionManager:
             system_prompt=new.system_prompt,
         )
         stream = Stream(self.log, record.id, record.stream)
-        journal = Journal(self.log, stream, record)
-        session = self._add(record, stream, journal)
+        session = self._add(record, stream)
+        journal = session.journal
         journal.also(store.save_next_stream(record.stream + 1))
         if key is not None:
             journal.also(self._use("", key, digest, {"session_id": record.id}))

@@ -55,7 +55,9 @@ class SessionRecord:
     turn_count: int = 0
     active_turn: JsonObject | None = None
     last_message: JsonObject | None = None
+    queue_length: int = 0
     queue_paused: bool = False
+    pending_permissions: list[str] = field(default_factory=list)
     plan: list[JsonObject] | None = None
     usage: JsonObject = field(default_factory=lambda: usage_json(Usage()))
     cost_usd: float = 0.0

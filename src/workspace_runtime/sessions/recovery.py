@@ -54,6 +54,7 @@ async def recover(journal: Journal, record: SessionRecord, pending: list[JsonObj
         fields = {"stop_reason": "server_restarted", "usage": None, "cost_usd": None, "duration_ms": None}
         journal.emit("done", fields, turn_id=turn_id)
     record.active_turn = None
+    record.pending_permissions = []
     _refresh_last_message(record, events)
     if waiting:
         record.queue_paused = True

@@ -42,9 +42,9 @@ class UsedKey:
     at: float
 
 
-def save_session(record: SessionRecord) -> Statement:
-    """Write a session's state, whole."""
-    return "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?)", (record.stream, record.id, record.dump())
+def save_session(record: SessionRecord, state: bytes) -> Statement:
+    """Write a session's state, whole: `state` is its `SessionRecord.dump`."""
+    return "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?)", (record.stream, record.id, state)
 
 
 def save_next_stream(stream: int) -> Statement:
