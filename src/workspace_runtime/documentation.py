@@ -96,7 +96,7 @@ def build_api(routers: list[APIRouter], about: Callable[[], dict[str, Any]] | No
             error = from_status(fault.status_code, str(fault.detail))
             headers = dict(fault.headers or {})
         elif isinstance(fault, RequestValidationError):
-            error, headers = from_validation(fault.errors()), {}
+            error, headers = from_validation(fault.errors(), request.headers.get("content-type", "")), {}
         elif isinstance(fault, WorkspaceError):
             error, headers = fault, {}
         else:

@@ -29,16 +29,27 @@ def problem(code: str, detail: str, request_id: str, data: Mapping[str, Any] | N
 
 def from_status(status: int, detail: str) -> WorkspaceError:
     """An error for a status that a framework made (an unknown path, a wrong method)."""
-    codes = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
+    codes = {
+        400: "malformed_json",
+        404: "not_found",
+        405: "method_not_allowed",
+        413: "body_too_large",
+        415: "unsupported_media_type",
+    }
     if status >= 500:
         return WorkspaceError("internal_error", "Something went wrong in the server.")
     code = codes.get(status, "validation_failed")
     return WorkspaceError(code, detail or http.HTTPStatus(status).phrase)
 
 
-def from_validation(errors: Sequence[Mapping[str, Any]]) -> WorkspaceError:
+def from_validation(errors: Sequence[Mapping[str, Any]], content_type: str) -> WorkspaceError:
     """An error for a request that does not fit its types: 400 for malformed JSON, 415 for a body that is said to be something
     else, 422 otherwise. Never tells the input again, which may hold a secret."""
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type and not media_type.endswith("json") and any(row["loc"][0] == "body" for row in errors):
+        return WorkspaceError(
+            "unsupported_media_type", f"The body is said to be {media_type}: send it as application/json."
+        )
     rows = [{"loc": [*row["loc"]], "msg": row["msg"], "type": row["type"]} for row in errors]
     if any(row["type"] == "json_invalid" for row in rows):
         place = next(row for row in rows if row["type"] == "json_invalid")

@@ -40,6 +40,8 @@ class Server(uvicorn.Server):
             await self._drain()
         finally:
             await super().shutdown(sockets)
+            # a signal that ended the server as it should is no failure: uvicorn would raise it again
+            self._captured_signals.clear()
 
 
 def bind(config: Config) -> list[socket.socket]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.streams.protocol import EventPage
-from workspace_runtime.streams.reading import check_position, reading, types_of, whole
+from workspace_runtime.streams.reading import MAX_SEQ, check_position, reading, types_of, whole
 from workspace_runtime.streams.sse import EventStream
 
 from . import schemas
@@ -260,8 +260,8 @@ async def answer_permission(
 async def read_events(
     request: Request,
     session_id: str,
-    after: Annotated[int | None, Query(ge=0, description="Events with a higher seq.")] = None,
-    before: Annotated[int | None, Query(ge=1, description="Events with a lower seq.")] = None,
+    after: Annotated[int | None, Query(ge=0, le=MAX_SEQ, description="Events with a higher seq.")] = None,
+    before: Annotated[int | None, Query(ge=1, le=MAX_SEQ, description="Events with a lower seq.")] = None,
     order: Literal["asc", "desc"] = "asc",
     turns: Annotated[
         int | None, Query(ge=1, le=1000, description="Only the newest so many turns of the range.")

@@ -10,6 +10,8 @@ from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+# How long a refused client may go on sending before its connection is cut.
+LINGER_S = 5.0
 EXTENSION = "workspace_runtime.socket"
 
 
@@ -17,6 +19,7 @@ class SocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's protocol class for WebSockets (`ws=`)."""
 
     on_writable: Callable[[], None] | None = None
+    _discards = False
 
     def handle_connect(self, event: Any) -> None:
         """Put the connection into the scope that the application is about to get."""
@@ -24,6 +27,28 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         if self.response.status_code == 101:
             extensions: dict[str, object] = self.scope["extensions"]  # type: ignore[assignment]
             extensions[EXTENSION] = self
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        if not self._discards:
+            super().data_received(data)
+
+    def handle_parser_exception(self) -> None:
+        """A frame is too large or malformed: send the close frame, and read on for a while without looking.
+
+        Closing at once would reset the connection while the client still sends, and it would lose the close frame.
+        """
+        if self.conn.close_sent is None:
+            return
+        code, reason = self.conn.close_sent.code, self.conn.close_sent.reason
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        self._discards = True
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+        self.close_timer = self.loop.call_later(LINGER_S, self.transport.close)
 
     @property
     def writes_paused(self) -> bool:

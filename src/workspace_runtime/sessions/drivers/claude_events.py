@@ -1,0 +1,405 @@
+"""From Claude Code's messages to the neutral agent events. Pure: state, no I/O, nothing of the SDK.
+
+The mapper takes the CLI's messages as they are on the wire (decoded JSON), one by one, in order. What it must know that no
+message says (a prompt was sent, an interrupt was asked for, a permission was denied) it is told by methods.
+
+- A text or thinking block comes twice: as stream events, then whole. Both have the name `<message id>:<index>`. A block whose
+  stream was given up (a retry begins the message anew) is ended as partial when the next message begins.
+- Messages with a `parent_tool_use_id` are a sub-agent's. They belong to no turn's begin or end: a sub-agent in the background
+  goes on between turns.
+- The CLI's own words (errors as assistant messages, hints to the model as user messages) are no words of the model.
+"""
+
+import base64
+import binascii
+from dataclasses import dataclass, field
+
+from . import claude_errors, claude_tools
+from .base import (
+    AgentError,
+    AgentEvent,
+    AgentTurnStarted,
+    BlockDelta,
+    BlockEnded,
+    BlockKind,
+    JsonObject,
+    SessionChanged,
+    ToolCalled,
+    ToolEnded,
+    ToolImage,
+    ToolStatus,
+    TurnEnded,
+    Usage,
+    UsageChanged,
+)
+from .claude_plan import Plan
+
+
+@dataclass(slots=True)
+class _Block:
+    """A block that is being streamed."""
+
+    name: str
+    kind: BlockKind
+    pieces: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Stream:
+    """The message that one speaker (the agent, or a sub-agent) is streaming."""
+
+    message_id: str = ""
+    blocks: dict[int, _Block] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Turn:
+    """What is known of the running turn."""
+
+    usage: Usage = field(default_factory=Usage)
+    call: Usage = field(default_factory=Usage)
+    spoke: bool = False
+    unreachable: bool = False
+    failure: JsonObject | None = None
+
+
+class ClaudeEvents:
+    """See the module. `session_id` is the CLI's conversation, once it told."""
+
+    def __init__(self, cwd: str) -> None:
+        self.session_id: str | None = None
+        self.plan_text: str | None = None
+        self._cwd = cwd
+        self._turn: _Turn | None = None
+        self._prompts: set[str] = set()
+        self._interrupting = False
+        self._streams: dict[str | None, _Stream] = {}
+        self._called: dict[str, tuple[str, JsonObject]] = {}
+        self._ended: set[str] = set()
+        self._denied: set[str] = set()
+        self._agents: dict[str, str] = {}
+        self._plan = Plan()
+        self._cost = 0.0
+        self._window: int | None = None
+
+    # --- what no message says -----------------------------------------------------------------------------------------
+
+    def prompted(self, prompt_id: str) -> None:
+        """A prompt was sent; where no turn runs, it begins one."""
+        if self._turn is None:
+            self._turn = _Turn()
+            self._interrupting = False
+        self._prompts.add(prompt_id)
+
+    def interrupted(self) -> None:
+        """An interrupt is asked for: a block that ends now was cut short, a tool that fails now was stopped."""
+        self._interrupting = self._turn is not None
+
+    def denied(self, tool_use_id: str) -> None:
+        """A permission for this tool call was denied."""
+        self._denied.add(tool_use_id)
+
+    def parent_of(self, agent_id: str | None) -> str | None:
+        """The tool call that started a sub-agent, by the CLI's id of it."""
+        return self._agents.get(agent_id) if agent_id else None
+
+    def input_of(self, tool_use_id: str | None) -> JsonObject:
+        """What the model itself gave to a running tool call."""
+        return self._called.get(tool_use_id or "", ("", {}))[1]
+
+    def called(self, tool_use_id: str, tool: str, input: JsonObject, parent: str | None) -> list[AgentEvent]:
+        """A tool call, said at most once, whoever mentions it first: the model's message or its permission request."""
+        if tool_use_id in self._called or tool_use_id in self._ended:
+            return []
+        self._called[tool_use_id] = (tool, input)
+        path = input.get("file_path")
+        if tool == "Write" and isinstance(path, str) and "/plans/" in path and path.endswith(".md"):
+            self.plan_text = str(input.get("content", ""))
+        return [
+            ToolCalled(
+                tool_use_id=tool_use_id,
+                tool=tool,
+                input=input,
+                kind=claude_tools.kind(tool),
+                title=claude_tools.title(tool, input, self._cwd),
+                locations=claude_tools.locations(tool, input),
+                parent_tool_use_id=parent,
+            )
+        ]
+
+    # --- messages -----------------------------------------------------------------------------------------------------
+
+    def take(self, message: JsonObject) -> list[AgentEvent]:
+        """The events of one message. A kind of message that is not known has none."""
+        match message.get("type"):
+            case "stream_event":
+                return self._begun(message) + self._stream(message["event"], message.get("parent_tool_use_id"))
+            case "assistant":
+                return self._begun(message) + self._assistant(message)
+            case "user":
+                return self._user(message)
+            case "system":
+                return self._system(message)
+            case "result":
+                return self._result(message)
+        return []
+
+    def _begun(self, message: JsonObject) -> list[AgentEvent]:
+        """The agent speaks: where no turn runs, it began one by itself."""
+        if self._turn is not None or message.get("parent_tool_use_id"):
+            return []
+        self._turn = _Turn()
+        self._interrupting = False
+        return [AgentTurnStarted()]
+
+    def _stream(self, event: JsonObject, parent: str | None) -> list[AgentEvent]:
+        stream = self._streams.setdefault(parent, _Stream())
+        index = event.get("index", 0)
+        match event.get("type"):
+            case "message_start":
+                given_up = self._give_up(parent)
+                started = event.get("message", {})
+                self._streams[parent] = _Stream(started.get("id", ""))
+                if parent is None and self._turn is not None:
+                    self._turn.call = _usage(started.get("usage", {}))
+                return given_up
+            case "content_block_start":
+                kind = event.get("content_block", {}).get("type")
+                if kind in ("text", "thinking"):
+                    stream.blocks[index] = _Block(f"{stream.message_id}:{index}", kind)
+            case "content_block_delta":
+                block, delta = stream.blocks.get(index), event.get("delta", {})
+                text = delta.get("text") or delta.get("thinking")
+                if block is not None and text:
+                    block.pieces.append(text)
+                    return [BlockDelta(block.name, block.kind, text, parent)]
+            case "content_block_stop":
+                stream.blocks.pop(index, None)
+            case "message_delta" if parent is None and self._turn is not None:
+                return self._call_ended(self._turn, event.get("usage", {}))
+        return []
+
+    def _give_up(self, parent: str | None) -> list[AgentEvent]:
+        """End the blocks of a stream that will not go on; what was seen of them stays."""
+        stream = self._streams.pop(parent, _Stream())
+        return [
+            BlockEnded(block.kind, "".join(block.pieces), block.name, partial=True, parent_tool_use_id=parent)
+            for block in stream.blocks.values()
+            if block.pieces
+        ]
+
+    def _call_ended(self, turn: _Turn, told: JsonObject) -> list[AgentEvent]:
+        """One call of the model is done: what the turn has used so far."""
+        call, used = turn.call, turn.usage
+        output = int(told.get("output_tokens") or call.output_tokens)
+        context = call.input_tokens + call.cache_read_tokens + call.cache_write_tokens + output
+        turn.usage = Usage(
+            input_tokens=used.input_tokens + call.input_tokens,
+            output_tokens=used.output_tokens + output,
+            cache_read_tokens=used.cache_read_tokens + call.cache_read_tokens,
+            cache_write_tokens=used.cache_write_tokens + call.cache_write_tokens,
+            context_used_tokens=context,
+            context_window_tokens=self._window,
+        )
+        turn.call = Usage()
+        return [UsageChanged(turn.usage)]
+
+    def _assistant(self, message: JsonObject) -> list[AgentEvent]:
+        parent = message.get("parent_tool_use_id")
+        if message.get("is_api_error_message") or message.get("error"):
+            if parent is None and self._turn is not None:
+                self._turn.failure = message
+            return []
+        said: list[AgentEvent] = []
+        body = message.get("message", {})
+        for block in body.get("content") or []:
+            match block.get("type"):
+                case "text" | "thinking" as kind:
+                    said += self._block(kind, block.get(kind) or "", body.get("id"), parent)
+                case "tool_use" | "server_tool_use":
+                    said += self.called(block["id"], block["name"], block.get("input") or {}, parent)
+                case other if other and other.endswith("_tool_result"):
+                    said += self._tool_result(block, {}, None, parent)
+        return said
+
+    def _block(self, kind: BlockKind, content: str, message_id: str | None, parent: str | None) -> list[AgentEvent]:
+        stream = self._streams.get(parent)
+        name, streamed = None, ""
+        if stream is not None and stream.message_id == message_id:
+            for index, block in stream.blocks.items():
+                if block.kind == kind:
+                    name, streamed = block.name, "".join(block.pieces)
+                    del stream.blocks[index]
+                    break
+        content = content or streamed
+        if not content:
+            return []
+        if parent is None and self._turn is not None and kind == "text":
+            self._turn.spoke = True
+        partial = self._interrupting and name is not None
+        return [BlockEnded(kind, content, name, partial=partial, parent_tool_use_id=parent)]
+
+    def _user(self, message: JsonObject) -> list[AgentEvent]:
+        content = message.get("message", {}).get("content")
+        blocks = content if isinstance(content, list) else []
+        metas = {meta.get("id"): meta for meta in message.get("tool_result_meta") or [] if isinstance(meta, dict)}
+        said: list[AgentEvent] = []
+        for block in blocks:
+            if isinstance(block, dict) and block.get("type") == "tool_result":
+                meta = metas.get(block.get("tool_use_id"), {})
+                said += self._tool_result(
+                    block, meta, message.get("tool_use_result"), message.get("parent_tool_use_id")
+                )
+        return said
+
+    def _tool_result(self, block: JsonObject, meta: JsonObject, native: object, parent: str | None) -> list[AgentEvent]:
+        tool_use_id = str(block.get("tool_use_id"))
+        if tool_use_id in self._ended:
+            return []
+        self._ended.add(tool_use_id)
+        tool, input = self._called.pop(tool_use_id, ("", {}))
+        output, images = _content(block.get("content"))
+        status = self._status(tool_use_id, bool(block.get("is_error")), meta, output)
+        ended: list[AgentEvent] = [ToolEnded(tool_use_id, output, status, images, parent)]
+        if parent is None and status == "completed":
+            changed = self._plan.tool_ended(tool, input, native)
+            ended += [changed] if changed is not None else []
+        return ended
+
+    def _status(self, tool_use_id: str, is_error: bool, meta: JsonObject, output: str) -> ToolStatus:
+        if tool_use_id in self._denied:
+            self._denied.discard(tool_use_id)
+            return "denied"
+        if not is_error:
+            return "completed"
+        kind = str(meta.get("non_execution_kind") or "")
+        if kind == "user-rejected" or (self._interrupting and not kind):
+            return "cancelled"
+        if kind.startswith(("permission", "hook")) or output.startswith("Permission to use "):
+            return "denied"
+        return "failed"
+
+    def _system(self, message: JsonObject) -> list[AgentEvent]:
+        match message.get("subtype"):
+            case "init":
+                self.session_id = message.get("session_id")
+                return [SessionChanged(model=message.get("model"), permission_mode=message.get("permissionMode"))]
+            case "status" if message.get("permissionMode"):
+                return [SessionChanged(permission_mode=message["permissionMode"])]
+            case "task_started" if message.get("tool_use_id"):
+                self._agents[str(message.get("task_id"))] = message["tool_use_id"]
+            case "api_retry" if self._turn is not None:
+                self._turn.unreachable = message.get("error_status") is None
+        return []
+
+    # --- the end of a turn --------------------------------------------------------------------------------------------
+
+    def _result(self, message: JsonObject) -> list[AgentEvent]:
+        self.session_id = message.get("session_id") or self.session_id
+        usage, cost = self._spent(message)
+        turn = self._turn
+        if turn is None:
+            return []
+        said = self._give_up(None)
+        reason = claude_errors.stop_reason(message)
+        if self._interrupting and reason == "error" and turn.failure is None:
+            reason = "interrupted"
+        if reason != "interrupted" and self._of_another_turn(message):
+            return said  # the agent's own turn ended just as ours began: ours goes on
+        if reason == "error":
+            said.append(claude_errors.failure(message, turn.failure, unreachable=turn.unreachable))
+        elif not turn.spoke and reason == "end_turn" and not message.get("is_error"):
+            text = message.get("result")  # a slash command answers without a message of the model
+            said += [BlockEnded("text", text)] if isinstance(text, str) and text.strip() else []
+        said.append(TurnEnded(reason, usage, cost))
+        self._turn = None
+        self._interrupting = False
+        self._prompts.clear()
+        self._streams.clear()
+        return said
+
+    def _of_another_turn(self, message: JsonObject) -> bool:
+        if not self._prompts:
+            return False
+        origin = message.get("origin")
+        if not isinstance(origin, dict) or origin.get("kind") in (None, "human"):
+            return False
+        return not self._prompts & set(message.get("user_message_uuids") or [])
+
+    def _spent(self, message: JsonObject) -> tuple[Usage, float | None]:
+        """This turn's own usage and cost, sub-agents included. What the CLI tells per process is told as a difference."""
+        models = message.get("model_usage_since_last_result")
+        total = message.get("total_cost_usd")
+        cost = None
+        if isinstance(total, int | float):
+            cost = max(0.0, total - self._cost) if total >= self._cost else float(total)
+            self._cost = float(total)
+        self._window = (
+            max((int(used.get("contextWindow") or 0) for used in (message.get("modelUsage") or {}).values()), default=0)
+            or self._window
+        )
+        if isinstance(models, dict) and models:
+            spent = [_model_usage(used) for used in models.values()]
+            cost = sum(float(used.get("costUSD") or 0) for used in models.values())
+            usage = Usage(
+                input_tokens=sum(part.input_tokens for part in spent),
+                output_tokens=sum(part.output_tokens for part in spent),
+                cache_read_tokens=sum(part.cache_read_tokens for part in spent),
+                cache_write_tokens=sum(part.cache_write_tokens for part in spent),
+            )
+        else:
+            usage = _usage(message.get("usage") or {})
+        context = self._turn.usage.context_used_tokens if self._turn is not None else None
+        return _with_context(usage, context, self._window), None if cost is None else round(cost, 9)
+
+    def ended(self) -> list[AgentEvent]:
+        """The CLI's process is gone: end what was being streamed."""
+        return [event for parent in list(self._streams) for event in self._give_up(parent)]
+
+    def start_failed(self, message: JsonObject | None, words: str) -> AgentError:
+        """Why the CLI did not start, from its result, where it gave one, and its last words."""
+        return claude_errors.failure(message or {"errors": [words]}, None, unreachable=False)
+
+
+def _usage(told: JsonObject) -> Usage:
+    return Usage(
+        input_tokens=int(told.get("input_tokens") or 0),
+        output_tokens=int(told.get("output_tokens") or 0),
+        cache_read_tokens=int(told.get("cache_read_input_tokens") or 0),
+        cache_write_tokens=int(told.get("cache_creation_input_tokens") or 0),
+    )
+
+
+def _model_usage(told: JsonObject) -> Usage:
+    return Usage(
+        input_tokens=int(told.get("inputTokens") or 0),
+        output_tokens=int(told.get("outputTokens") or 0),
+        cache_read_tokens=int(told.get("cacheReadInputTokens") or 0),
+        cache_write_tokens=int(told.get("cacheCreationInputTokens") or 0),
+    )
+
+
+def _with_context(usage: Usage, used: int | None, window: int | None) -> Usage:
+    return Usage(
+        usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.cache_write_tokens, used, window
+    )
+
+
+def _content(content: object) -> tuple[str, tuple[ToolImage, ...]]:
+    """A tool result's content as text and images."""
+    if isinstance(content, str):
+        return content, ()
+    texts, images = [], []
+    for part in content if isinstance(content, list) else []:
+        if not isinstance(part, dict):
+            continue
+        if part.get("type") == "text":
+            texts.append(str(part.get("text", "")))
+        source = part.get("source")
+        if part.get("type") == "image" and isinstance(source, dict) and source.get("type") == "base64":
+            try:
+                data = base64.b64decode(source.get("data", ""), validate=True)
+            except (binascii.Error, ValueError):
+                continue
+            images.append(ToolImage(str(source.get("media_type")), data))
+    return "\n".join(texts), tuple(images)
