@@ -14,7 +14,17 @@ from support.server import children
 
 def first_200(folder: str, port: int) -> float:
     """Seconds from the command to the first 200 of /health."""
-    command = [sys.executable, "-m", "workspace_runtime", "serve", folder, "--port", str(port), "--state-path", folder + "-state"]
+    command = [
+        sys.executable,
+        "-m",
+        "workspace_runtime",
+        "serve",
+        folder,
+        "--port",
+        str(port),
+        "--state-path",
+        folder + "-state",
+    ]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -5,6 +5,7 @@ refusals into problem documents or close codes. The hot paths (health, one sessi
 already made; all other HTTP goes to FastAPI.
 """
 
+import itertools
 import logging
 import re
 import secrets
@@ -71,6 +72,8 @@ class Entry:
         self._manager = manager
         self._health = health
         self._api = api
+        self._run_id = secrets.token_hex(4).encode()
+        self._counter = itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one HTTP request or WebSocket."""
@@ -84,7 +87,7 @@ class Entry:
         for name, value in scope["headers"]:
             if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
                 request_id = value
-        request_id = request_id or secrets.token_hex(8).encode()
+        request_id = request_id or b"%b-%x" % (self._run_id, next(self._counter))
         if kind == "websocket":
             await self._websocket(scope, path, request_id, receive, send)
         else:

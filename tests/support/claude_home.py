@@ -8,6 +8,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 # Names of the machine's environment that an agent under test may see.
 PASSED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
@@ -45,7 +48,9 @@ class ClaudeHome:
     def trust(self, folder: Path, trusted: bool = True) -> None:
         """Say, as the trust dialog would, whether the folder is trusted."""
         path = self.config / ".claude.json"
-        known = json.loads(path.read_text()) if path.exists() else {"hasCompletedOnboarding": True, "projects": {}}
+        known: dict[str, Any] = {"hasCompletedOnboarding": True, "projects": {}}
+        if path.exists():
+            known = json.loads(path.read_text())
         known["projects"].setdefault(str(folder), {})["hasTrustDialogAccepted"] = trusted
         path.write_text(json.dumps(known))
 
@@ -71,3 +76,10 @@ class ClaudeHome:
     def clean(self, environ: Mapping[str, str]) -> dict[str, str]:
         """An environment for a server under test: of the machine's only what is needed to run, and `env`."""
         return {name: environ[name] for name in PASSED if name in environ} | self.env()
+
+
+def isolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take everything out of this process's environment that an agent started from it must not see."""
+    for name in list(os.environ):
+        if name not in PASSED and not name.startswith(("PYTEST_", "COV_")):
+            monkeypatch.delenv(name)

@@ -5,6 +5,7 @@ the agent asks again, which is the next step. Behind the last step the model say
 
     think("…")                       a thinking block
     text("…", chunks=3)              a text block, streamed in three pieces
+    text("…", chunks=2, hold="name") the same, held in its middle until the test calls `server.release("name")`
     tool("Bash", command="ls")       a tool call; several in one step are parallel calls
     wait("name")                     hold the stream here until the test calls `server.release("name")`
     stall()                          hold the stream here for ever (until the agent hangs up)
@@ -38,9 +39,11 @@ def think(thought: str, *, chunks: int = 1, delay_ms: int = 0) -> Item:
     return {"think": thought, "chunks": chunks, "delay_ms": delay_ms}
 
 
-def text(content: str, *, chunks: int = 1, delay_ms: int = 0, repeat: int = 1) -> Item:
-    """A text block; `repeat` makes it long without making the prompt long."""
-    return {"text": content, "chunks": chunks, "delay_ms": delay_ms, "repeat": repeat}
+def text(content: str, *, chunks: int = 1, delay_ms: int = 0, repeat: int = 1, hold: str | None = None) -> Item:
+    """A text block; `repeat` makes it long without making the prompt long, `hold` waits at this gate in its middle."""
+    return {"text": content, "chunks": chunks, "delay_ms": delay_ms, "repeat": repeat} | (
+        {"hold": hold} if hold else {}
+    )
 
 
 def tool(name: str, /, **input: Any) -> Item:

@@ -217,20 +217,30 @@ class ModelServer:
             block = self._content(body, item)
             if block is None:
                 continue
-            async for event in _block_events(index, block, item):
+            events = [event async for event in _block_events(index, block, item)] if "hold" in item else []
+            for event in events[: len(events) // 2]:
                 yield event
+            if events:
+                await self._hold({"wait": item["hold"]}, hung_up)
+                for event in events[len(events) // 2 :]:
+                    yield event
+            else:
+                async for event in _block_events(index, block, item):
+                    yield event
             index += 1
         reason = {"stop_reason": _stop_reason(items), "stop_sequence": None}
         yield {"type": "message_delta", "delta": reason, "usage": {"output_tokens": _usage(items)["output_tokens"]}}
         yield {"type": "message_stop"}
 
     async def _hold(self, item: Item, hung_up: "asyncio.Future[bytes]") -> None:
-        gate = asyncio.ensure_future((asyncio.Event() if "stall" in item else self._gate(item["wait"])).wait())
+        event = asyncio.Event() if "stall" in item else self._gate(item["wait"])
+        gate: asyncio.Future[bool] = asyncio.ensure_future(event.wait())
         self.stalled += "stall" in item
         if "wait" in item:
             self.reached.append(item["wait"])
         try:
-            await asyncio.wait([gate, hung_up], return_when=asyncio.FIRST_COMPLETED)
+            waited: list[asyncio.Future[Any]] = [gate, hung_up]
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         finally:
             gate.cancel()
         if hung_up.done():

@@ -25,7 +25,7 @@ def text(seq: int, content: str = "x", type: str = "text") -> Event:
 
 
 def add(log: EventLog, stream: Stream, *events: Event) -> Batch:
-    batch = Batch(stream.key, events, published=lambda: stream.publish(events), done=log.future())
+    batch = Batch(stream.key, events, published=lambda: stream.publish(events, at_once=True), done=log.future())
     log.submit(batch)
     return batch
 

@@ -9,6 +9,7 @@ H, then follows the channel from P. Whoever is too slow for what the channel hol
 Publishing calls each subscriber's `wake` and never waits for one.
 """
 
+import asyncio
 import struct
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -42,6 +43,11 @@ def frame_sse(seq: int, data: bytes) -> bytes:
 
 
 _FRAMERS: dict[Framing, Callable[[int, bytes], bytes]] = {"ws": frame_ws, "sse": frame_sse}
+
+
+# After events were shown to many subscribers, the next ones wait a moment for more: writing to each costs most of all.
+PAUSE_PER_SUBSCRIBER_S = 30e-6
+MAX_PAUSE_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,19 +133,51 @@ class Stream:
         self.removed = False
         self.blocks: dict[str, OpenBlock] = {}
         self._channels: dict[tuple[frozenset[str], Framing], Channel] = {}
+        self._waiting: list[Event] = []
+        self._shown: list[Callable[[], None]] = []
+        self._timer: asyncio.Handle | None = None
+        self._next_show = 0.0
 
-    def publish(self, events: Sequence[Event]) -> None:
-        """Show durable (or live) events to all subscribers. Called on the event loop, in order, once each."""
+    def publish(
+        self, events: Sequence[Event], shown: Callable[[], None] | None = None, *, at_once: bool = False
+    ) -> None:
+        """Show durable (or live) events to all subscribers. Called on the event loop, in order, once each.
+
+        `shown` is called in the same instant. What is published within a short while is shown together, so that a
+        subscriber is written to once and not for each event; `at_once` shows it before this returns.
+        """
+        self._waiting += events
+        if shown is not None:
+            self._shown.append(shown)
+        if at_once:
+            self._show()
+        elif self._timer is None:
+            loop = asyncio.get_running_loop()
+            pause = self._next_show - loop.time()
+            self._timer = loop.call_later(pause, self._show) if pause > 0 else loop.call_soon(self._show)
+
+    def _show(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        events, shown = self._waiting, self._shown
+        self._waiting, self._shown = [], []
         before = self.head
         for event in events:
             if event.seq:
                 self.head = event.seq
                 if not self.first:
                     self.first = event.seq
+        for call in shown:
+            call()
+        count = 0
         for channel in list(self._channels.values()):
             channel.add(events, before)
+            count += len(channel.subscribers)
             for subscriber in list(channel.subscribers):
                 subscriber.wake()
+        pause = min(count * PAUSE_PER_SUBSCRIBER_S, MAX_PAUSE_S)
+        self._next_show = asyncio.get_running_loop().time() + pause if pause else 0.0
 
     def wake_all(self) -> None:
         """Have every subscriber look again: after `ended` or `removed` changed."""

@@ -1,122 +1,188 @@
-"""Whose process is at the other end of a loopback connection, as the kernel knows it.
+"""Whose process is at the other end of a loopback connection: the kernel knows, and is asked.
 
-The kernel is asked for exactly the peer's socket, by both addresses and both ports: by the port alone a socket of another
-address would do (127.0.0.2). Linux answers through netlink (sock_diag(7), `SOCK_DIAG_BY_FAMILY` for one socket), at once and
-without waiting; where that is missing, /proc/net/tcp says the same.
+The kernel's socket table is asked for the one socket whose own address is the peer's and whose remote address is ours: by the
+whole 4-tuple, since another user may hold the same port on 127.0.0.2. Netlink (`inet_diag`) answers such a question within the
+`send` itself, so nothing waits here; where it is missing, `/proc/net/tcp` and `tcp6` are read.
 
-A socket that its process has closed shows inode 0 and uid 0: it tells nothing, and must count as not found.
+The invariant: whatever is not certain is nobody. A socket that its process has closed shows user 0 and inode 0, which is not
+root's but nobody's any more.
 """
 
 import contextlib
+import errno
 import os
 import socket
 import struct
 from collections.abc import Sequence
-
-_SOCK_DIAG_BY_FAMILY = 20
-_NLM_F_REQUEST = 1
-_NETLINK_SOCK_DIAG = 4
-_LISTEN = 10
-_HEADER = struct.Struct("=IHHII")
-_REQUEST = struct.Struct("=BBBBI")
-_SOCKET_ID = struct.Struct("!HH16s16s")
-_REST = struct.Struct("=III")
+from typing import Any, NamedTuple
 
 Address = tuple[str, int]
 
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_NLMSG_ERROR = 2
+_NLM_F_REQUEST = 1
+_ANY_COOKIE = b"\xff" * 8
+_TCP_LISTEN = 10
+_ATTEMPTS = 8
+_MAPPED = b"\0" * 10 + b"\xff\xff"
 
-class Peers:
-    """Looks up peers. One for a process; used by one thread."""
+_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_REQUEST = struct.Struct("=BBBBI")  # family, protocol, extensions, padding, states
+# family, state, timer, retransmits | ports | addresses | interface, cookie | expires, queues, uid, inode
+_ANSWER = struct.Struct("=BBBB4s16s16s12sIIIII")
+_REFUSAL = struct.Struct("=i")
+
+
+class Owner(NamedTuple):
+    """A socket's user and its inode."""
+
+    uid: int
+    inode: int
+
+
+class Netlink:
+    """The kernel's socket table, asked through a netlink socket that stays open.
+
+    Every method raises `OSError` where the kernel does not offer this, or its answer can't be had at once.
+    """
 
     def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+        self._process = 0
         self._sequence = 0
-        self._netlink: socket.socket | None = None
-        with contextlib.suppress(OSError, AttributeError):
-            self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
-            self._netlink.setblocking(False)
 
     def close(self) -> None:
-        """Close the kernel's socket."""
-        if self._netlink is not None:
-            self._netlink.close()
-            self._netlink = None
+        """Close the socket; the next question opens it again."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
-    def uid(self, local: Sequence[object], peer: Sequence[object]) -> int | None:
-        """The user id that owns the peer's socket; None when it is not found or already closed.
-
-        `local` and `peer` are the connection's two ends as `getsockname` and `getpeername` give them.
-        """
-        ours, theirs = (str(local[0]), int(str(local[1]))), (str(peer[0]), int(str(peer[1])))
-        if self._netlink is not None:
-            try:
-                return self._ask(self._netlink, ours, theirs)
-            except OSError:
-                pass
-        return _from_proc(ours, theirs)
-
-    def _ask(self, netlink: socket.socket, ours: Address, theirs: Address) -> int | None:
-        family = socket.AF_INET6 if ":" in theirs[0] else socket.AF_INET
-        source, target = _packed(theirs[0]), _packed(ours[0])
-        self._sequence = self._sequence % 0xFFFFFFFF + 1
-        wanted = _SOCKET_ID.pack(theirs[1], ours[1], source.ljust(16, b"\0"), target.ljust(16, b"\0"))
-        body = (
-            _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, 0xFFFFFFFF)
-            + wanted
-            + struct.pack("=III", 0, 2**32 - 1, 2**32 - 1)
-        )
-        header = _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, self._sequence, 0)
-        netlink.sendto(header + body, (0, 0))
-        for _ in range(16):  # answers to earlier questions, which were given up, may stand before ours
-            answer = netlink.recv(4096)
-            _, kind, _, sequence, _ = _HEADER.unpack_from(answer)
-            if sequence == self._sequence:
-                return _uid_of(answer, source, target, theirs[1], ours[1]) if kind == _SOCK_DIAG_BY_FAMILY else None
-        return None
-
-
-def _uid_of(answer: bytes, source: bytes, target: bytes, source_port: int, target_port: int) -> int | None:
-    """The uid in an `inet_diag_msg`, if it is of the socket that was asked for: the kernel may answer with a listener."""
-    state = answer[_HEADER.size + 1]
-    ports_and_addresses = _SOCKET_ID.unpack_from(answer, _HEADER.size + 4)
-    found = (ports_and_addresses[2], ports_and_addresses[3])
-    mapped = tuple((b"\0" * 10 + b"\xff\xff" + part if len(part) == 4 else part) for part in (source, target))
-    plain = tuple(part.ljust(16, b"\0") for part in (source, target))
-    _, uid, inode = _REST.unpack_from(answer, _HEADER.size + 4 + 48 + 8)
-    right = ports_and_addresses[:2] == (source_port, target_port) and found in (plain, mapped)
-    return uid if right and inode and state != _LISTEN else None
-
-
-def _packed(address: str) -> bytes:
-    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address.partition("%")[0])
-
-
-def _from_proc(ours: Address, theirs: Address) -> int | None:
-    """The same from /proc/net/tcp and tcp6, whose addresses are hexadecimal words in the machine's own order."""
-    wanted = {(_proc_address(theirs[0], mapped), _proc_address(ours[0], mapped)) for mapped in (False, True)}
-    for name in ("tcp", "tcp6"):
-        try:
-            with open(f"/proc/net/{name}", "rb") as file:
-                lines = file.read().splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split()
-            local, remote = fields[1].split(b":"), fields[2].split(b":")
-            if int(local[1], 16) != theirs[1] or int(remote[1], 16) != ours[1] or int(fields[3], 16) == _LISTEN:
+    def owner(self, peer: Address, local: Address) -> Owner | None:
+        """Who holds the socket from `peer` to `local`; None when the kernel knows no such socket."""
+        ends = _packed(peer), _packed(local)
+        if (ends[0][:12] == _MAPPED) != (ends[1][:12] == _MAPPED):
+            return None
+        table = self._open()
+        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+        table.send(self._question(peer[1], local[1], *ends))
+        for _ in range(_ATTEMPTS):  # an answer to an older question, or a message of someone else's, is passed over
+            data, (sender, _) = table.recvfrom(4096)
+            if sender != 0 or len(data) < _HEADER.size:
                 continue
-            if (local[0], remote[0]) in wanted:
-                return int(fields[7]) if int(fields[9]) else None
+            length, kind, _, sequence, _ = _HEADER.unpack_from(data)
+            if sequence != self._sequence or length > len(data):
+                continue
+            return _read_answer(kind, data[_HEADER.size : length], peer[1], local[1], *ends)
+        raise OSError(errno.EAGAIN, "No answer from the kernel's socket table.")
+
+    def _open(self) -> socket.socket:
+        if self._socket is None or self._process != os.getpid():  # a child must not read its parent's answers
+            self.close()
+            kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+            self._socket = socket.socket(socket.AF_NETLINK, kind, _NETLINK_SOCK_DIAG)
+            self._process = os.getpid()
+            self._socket.connect((0, 0))
+        return self._socket
+
+    def _question(self, peer_port: int, local_port: int, peer: bytes, local: bytes) -> bytes:
+        if peer[:12] == _MAPPED:
+            family, source, target = socket.AF_INET, peer[12:] + b"\0" * 12, local[12:] + b"\0" * 12
+        else:
+            family, source, target = socket.AF_INET6, peer, local
+        body = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, 0xFFFFFFFF)
+        body += struct.pack(">HH", peer_port, local_port) + source + target + b"\0" * 4 + _ANY_COOKIE
+        return _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, self._sequence, 0) + body
+
+
+class Peers:
+    """Tells the user behind a TCP connection of this machine. One for a process; used by one thread."""
+
+    def __init__(self) -> None:
+        self._netlink = Netlink()
+        self._has_netlink = True
+
+    def close(self) -> None:
+        """Release the netlink socket."""
+        self._netlink.close()
+
+    def uid(self, local: Sequence[Any], peer: Sequence[Any]) -> int | None:
+        """The user id of the process that holds the socket `peer`, connected to our socket `local` (as `getpeername` and
+        `getsockname` give them).
+
+        None when it can't be told: no such socket on this machine, or one that was closed already. Never raises, and never
+        waits for anything but the kernel's own work.
+        """
+        owner = None
+        try:
+            owner = self._ask((peer[0], peer[1]), (local[0], local[1]))
+        except (OSError, ValueError, TypeError, IndexError, struct.error):
+            self._netlink.close()
+        return owner.uid if owner is not None and owner.inode else None
+
+    def _ask(self, peer: Address, local: Address) -> Owner | None:
+        if self._has_netlink:
+            for _ in range(2):  # once more with a new socket, should the old one have been overrun
+                try:
+                    return self._netlink.owner(peer, local)
+                except OSError as fault:
+                    self._netlink.close()
+                    if fault.errno in (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP):
+                        self._has_netlink = False
+                        break
+        return owner_from_proc(peer, local)
+
+
+def owner_from_proc(peer: Address, local: Address, folder: str = "/proc/net") -> Owner | None:
+    """The same from the text tables `tcp` and `tcp6` in `folder`: slower the more sockets there are.
+
+    Raises `OSError` or `ValueError` for addresses that are none.
+    """
+    ends = _packed(peer), _packed(local)
+    wanted = {"tcp6": b"%s %s" % (_hex(ends[0], peer[1]), _hex(ends[1], local[1]))}
+    if ends[0][:12] == _MAPPED and ends[1][:12] == _MAPPED:
+        wanted = {"tcp": b"%s %s" % (_hex(ends[0][12:], peer[1]), _hex(ends[1][12:], local[1])), **wanted}
+    for table, pair in wanted.items():
+        with contextlib.suppress(FileNotFoundError), open(f"{folder}/{table}", "rb") as file:
+            for line in file:
+                if pair in line:
+                    fields = line.split()
+                    if b" ".join(fields[1:3]) == pair and len(fields) > 9 and int(fields[3], 16) != _TCP_LISTEN:
+                        return Owner(int(fields[7]), int(fields[9]))
     return None
-
-
-def _proc_address(address: str, mapped: bool) -> bytes:
-    packed = _packed(address)
-    if mapped and len(packed) == 4:
-        packed = b"\0" * 10 + b"\xff\xff" + packed
-    words = struct.unpack(f"!{len(packed) // 4}I", packed)
-    return b"".join(b"%08X" % socket.ntohl(word) for word in words)
 
 
 def allowed_uids(more: Sequence[int]) -> frozenset[int]:
     """The users whose processes may connect: our own, root, and those of the settings."""
     return frozenset({0, os.geteuid(), *more})
+
+
+def _read_answer(kind: int, body: bytes, peer_port: int, local_port: int, peer: bytes, local: bytes) -> Owner | None:
+    if kind == _NLMSG_ERROR:
+        (code,) = _REFUSAL.unpack_from(body)
+        if -code == errno.ENOENT:
+            return None
+        raise OSError(-code or errno.EIO, "The kernel's socket table refused the question.")
+    if kind != _SOCK_DIAG_BY_FAMILY:
+        raise OSError(errno.EIO, "An unknown answer from the kernel's socket table.")
+    family, state, _, _, ports, source, target, _, _, _, _, uid, inode = _ANSWER.unpack_from(body)
+    if family == socket.AF_INET:
+        source, target = _MAPPED + source[:4], _MAPPED + target[:4]
+    # The kernel falls back to a listening socket on the peer's port: that one is not the peer.
+    if state == _TCP_LISTEN or (source, target) != (peer, local) or ports != struct.pack(">HH", peer_port, local_port):
+        return None
+    return Owner(uid, inode)
+
+
+def _packed(address: Address) -> bytes:
+    """An address as 16 bytes, an IPv4 one mapped, so that both families compare alike."""
+    host = address[0]
+    if ":" in host:
+        return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    return _MAPPED + socket.inet_pton(socket.AF_INET, host)
+
+
+def _hex(packed: bytes, port: int) -> bytes:
+    """As the tables write it: words of 32 bits in the machine's order, a colon, the port."""
+    words = struct.unpack(f"={len(packed) // 4}I", packed)  # native order
+    return b"".join(b"%08X" % word for word in words) + b":%04X" % port

@@ -102,16 +102,18 @@ class Journal:
         events, statements, ended = self._events, self._statements, self._ended_blocks
         self._events, self._statements, self._ended_blocks = [], [], []
 
-        def published() -> None:
-            self._outstanding -= 1
+        def show() -> None:
             for block_id in ended:
                 self.stream.blocks.pop(block_id, None)
             self.shown = shown or self.shown
             self.shown_message, self.shown_tool = message, tool
             self._on_published()
-            self.stream.publish(events)
 
-        batch = Batch(self.record.stream, events, statements, published, self.log.future() if waited else None)
+        def published() -> None:
+            self._outstanding -= 1
+            self.stream.publish(events, show, at_once=waited)
+
+        batch = Batch(record.stream, events, statements, published, self.log.future() if waited else None)
         self._submit(batch)
         return batch
 
@@ -143,17 +145,16 @@ class Journal:
         def show() -> None:
             block.shown += len(text)
             self.stream.blocks[block_id] = block
-            self.stream.publish((event,))
 
         if self._outstanding:
 
             def published() -> None:
                 self._outstanding -= 1
-                show()
+                self.stream.publish((event,), show)
 
             self._submit(Batch(published=published))
         else:
-            show()
+            self.stream.publish((event,), show)
 
     def end_block(self, block_id: str) -> None:
         """The block's event was emitted: its deltas are done with."""

@@ -33,7 +33,6 @@ class Request:
     parent_tool_use_id: str | None = None
     suggestions: Sequence[JsonObject] = ()
     title: str | None = None
-    plan: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +51,8 @@ class Deny:
     interrupt: bool = False
 
 
-def ask(request: Request, cwd: str) -> PermissionAsked:
-    """What a person is asked. `cwd` is the session's working directory."""
+def ask(request: Request, cwd: str, *, plan: str | None = None) -> PermissionAsked:
+    """What a person is asked. `cwd` is the session's working directory, `plan` the last that the agent wrote down."""
     kind = {"AskUserQuestion": "question", "ExitPlanMode": "plan"}.get(request.tool, "tool")
     options = [PermissionOption("allow_once", "allow", "once", _ALLOW_LABELS[kind])]
     if kind == "tool":
@@ -67,7 +66,7 @@ def ask(request: Request, cwd: str) -> PermissionAsked:
         title=request.title or title(request.tool, request.input, cwd),
         tool_use_id=request.tool_use_id,
         parent_tool_use_id=request.parent_tool_use_id,
-        plan=(request.input.get("plan") or request.plan) if kind == "plan" else None,
+        plan=(request.input.get("plan") or plan) if kind == "plan" else None,
         questions=questions(request.input) if kind == "question" else (),
         options=options,
     )

@@ -1,6 +1,7 @@
 """The driver of the demo agent, which is built in: for trying everything, and for testing clients, without a key."""
 
 import dataclasses
+import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -28,6 +29,8 @@ from .base import (
     PromptPart,
 )
 from .demo_events import map_line
+
+logger = logging.getLogger(__name__)
 
 MODES = (
     AgentMode("ask", "Ask", "Asks before it writes a file or runs a command."),
@@ -123,6 +126,10 @@ class DemoDriver:
         async for lines in self._child.lines():
             for line in lines:
                 yield map_line(orjson.loads(line))
+        if not self._closed:
+            logger.warning(
+                "the demo agent of %s ended by itself: %s", self._spec.session_id, self._child.errors()[-2000:]
+            )
 
     async def prompt(self, parts: Sequence[PromptPart]) -> None:
         """Begin a turn."""

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from typing import Any
 
@@ -36,7 +37,8 @@ Write one command a line; I play them in order:
   later SECONDS TEXT    begin a turn by myself, some time after this one
   recall                tell what you have asked before
   big BYTES             a tool result of so many bytes
-  flood N [BYTES]       answer N blocks at once
+  flood N [BYTES [RATE]] answer N blocks, at once or RATE a second, each with its number and the
+                        monotonic time in ns
   fail [CODE]           end the turn with an error
   crash [SIGNAL]        end my process (9 by default)
   help                  this text
@@ -229,17 +231,21 @@ class DemoAgent:
         self.say("I come back to that.")
 
     def do_flood(self, text: str) -> None:
-        count, _, size = text.partition(" ")
+        count, size, rate = [*text.split(), "", "", ""][:3]
         filling = "x" * int(number(size, 100))
+        per_second = number(rate, 0)
+        began = time.monotonic()
         lines: list[bytes] = []
         for index in range(int(number(count, 1000))):
-            lines.append(json.dumps({"type": "block", "kind": "text", "text": f"{index} {filling}"}).encode() + b"\n")
-            if len(lines) == 64:
-                self.pause(0)
+            words = f"{index} {time.monotonic_ns()} {filling}"
+            lines.append(b'{"type":"block","kind":"text","text":"%b"}\n' % words.encode())
+            ahead = began + index / per_second - time.monotonic() if per_second else 0.0
+            if ahead > 0 or len(lines) == 64:
                 with self.lock:
                     self.out.write(b"".join(lines))
                     self.out.flush()
                 lines = []
+                self.pause(ahead)
         with self.lock:
             self.out.write(b"".join(lines))
             self.out.flush()

@@ -1,0 +1,455 @@
+"""Claude Code, through `claude-agent-sdk`: the driver of one session, and the kind of agent.
+
+The SDK runs the real CLI, one process a session, here as the child of a keeper. One long-lived stream carries all that it says:
+permission requests, which the SDK gives to a callback, are put into that same stream as marks, so that the order on the wire is
+kept and the driver reads no faster than the actor takes.
+
+The SDK is imported only here and only when it is needed (`preload` does it ahead, in a thread). What is used of it beyond its
+public names is small and in one place (`_query`, `_process_id`): the raw messages instead of the parsed ones, because the parsed
+ones lack what tells a denied tool from a failed one, and the process id.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workspace_runtime import processes
+from workspace_runtime.errors import WorkspaceError
+
+from . import claude_install, claude_permissions
+from .base import (
+    AgentEvent,
+    AgentInfo,
+    AgentStartError,
+    DriverSpec,
+    FilePart,
+    ImagePart,
+    JsonObject,
+    PermissionAnswer,
+    PermissionWithdrawn,
+    PromptPart,
+    SessionChanged,
+    TextPart,
+)
+from .claude_events import ClaudeEvents
+
+if TYPE_CHECKING:
+    from claude_agent_sdk import (
+        ClaudeAgentOptions,
+        ClaudeSDKClient,
+        PermissionResultAllow,
+        PermissionResultDeny,
+        ToolPermissionContext,
+    )
+
+logger = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+# Our own marks in the CLI's stream of messages.
+_ASKED, _WITHDRAWN, _RESUMABLE = "workspace_runtime_asked", "workspace_runtime_withdrawn", "workspace_runtime_resumable"
+_TERM_GRACE_S = 2.0
+_DISCONNECT_S = 2.0
+
+
+def preload() -> None:
+    """Import the SDK, if it is installed. Takes about half a second: call it in a thread."""
+    with contextlib.suppress(ImportError):
+        import claude_agent_sdk  # noqa: F401
+
+
+class ClaudeAgent:
+    """The kind of agent `claude`. `runtime_dir` is a folder of ours for the wrapper that starts the CLI."""
+
+    id = "claude"
+
+    def __init__(self, runtime_dir: Path) -> None:
+        self._runtime_dir = runtime_dir
+
+    async def info(self) -> AgentInfo:
+        """What is known now, from files and the environment alone."""
+        return await asyncio.to_thread(self._info)
+
+    def _info(self) -> AgentInfo:
+        folder = claude_install.sdk_folder()
+        installed = folder is not None and claude_install.executable(folder) is not None
+        return AgentInfo(
+            id=self.id,
+            name="Claude Code",
+            installed=installed,
+            version=claude_install.version(folder) if folder is not None else None,
+            signed_in=claude_install.signed_in(os.environ) if installed else None,
+            sign_in=claude_install.SIGN_IN if installed else claude_install.GET_IT,
+            capabilities=claude_install.CAPABILITIES,
+            modes=claude_install.MODES,
+            models=claude_install.MODELS,
+        )
+
+    def check(self, *, model: str | None, effort: str | None, permission_mode: str | None) -> None:
+        """Refuse what the CLI can't know. Whether the account has a model, only a turn can tell."""
+        if permission_mode is not None and permission_mode not in {mode.id for mode in claude_install.MODES}:
+            known = ", ".join(mode.id for mode in claude_install.MODES)
+            raise WorkspaceError("mode_not_found", f"Claude Code has no mode {permission_mode!r}; it has {known}.")
+        if effort is not None and effort not in claude_install.EFFORTS:
+            known = ", ".join(claude_install.EFFORTS)
+            raise WorkspaceError("effort_not_found", f"Claude Code has no effort {effort!r}; it has {known}.")
+        if model is not None and not claude_install.known_model(model):
+            known = ", ".join(known.id for known in claude_install.MODELS)
+            detail = f"Claude Code knows no model {model!r}; use {known}, or a full name such as claude-sonnet-5."
+            raise WorkspaceError("model_not_found", detail)
+
+    def driver(self, spec: DriverSpec) -> "ClaudeDriver":
+        """A driver for one session; starts nothing yet."""
+        return ClaudeDriver(spec, self._runtime_dir)
+
+
+class ClaudeDriver:
+    """One CLI process for one session. See `base.Driver` for the contract, and the module for how."""
+
+    def __init__(self, spec: DriverSpec, runtime_dir: Path) -> None:
+        self._spec = spec
+        self._runtime_dir = runtime_dir
+        self._cwd = str(spec.cwd)
+        self._env: Mapping[str, str] = {**os.environ, **spec.env}
+        self._messages = ClaudeEvents(self._cwd)
+        self._client: ClaudeSDKClient | None = None
+        self._connect: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._requests: dict[str, claude_permissions.Request] = {}
+        self._answers: dict[str, asyncio.Future[PermissionAnswer]] = {}
+        self._withdrawn: deque[str] = deque()
+        self._numbers = itertools.count(1)
+        self._errors: deque[str] = deque(maxlen=50)
+        self._resumable: str | None = None
+
+    # --- begin and end ------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the CLI. Raises `AgentStartError`."""
+        folder = await asyncio.to_thread(claude_install.sdk_folder)
+        path = await asyncio.to_thread(claude_install.executable, folder) if folder is not None else None
+        if path is None:
+            raise AgentStartError("agent_error", f"Claude Code is not installed. {claude_install.GET_IT}")
+        await asyncio.to_thread(preload)
+        from claude_agent_sdk import ClaudeSDKClient
+
+        wrapper = await asyncio.to_thread(self._wrapper, path)
+        self._client = ClaudeSDKClient(self._options(wrapper))
+        # a task of its own: cancelled in the middle, the SDK would lose the process that it just started
+        self._connect = asyncio.get_running_loop().create_task(self._client.connect())
+        try:
+            await asyncio.shield(self._connect)
+            self._process_id()
+        except Exception as fault:
+            await self.close()
+            raise self._start_error(fault) from fault
+
+    def _wrapper(self, executable: Path) -> Path:
+        self._runtime_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return processes.keeper_wrapper(str(executable), self._runtime_dir)
+
+    def _options(self, cli_path: Path) -> "ClaudeAgentOptions":
+        from claude_agent_sdk import ClaudeAgentOptions
+
+        spec = self._spec
+        # the mode and the session's rules go as arguments: as options the SDK would warn that they bypass its callback
+        arguments: dict[str, str | None] = {}
+        if claude_install.may_bypass(self._env):
+            arguments["allow-dangerously-skip-permissions"] = None
+        if spec.permission_mode is not None:
+            arguments["permission-mode"] = spec.permission_mode
+        if spec.session_rules:
+            arguments["allowedTools"] = ",".join(spec.session_rules)
+        prompt: Any = {"type": "preset", "preset": "claude_code"}
+        if spec.system_prompt:
+            prompt["append"] = spec.system_prompt
+        return ClaudeAgentOptions(
+            cli_path=cli_path,
+            cwd=self._cwd,
+            env={**spec.env, "CLAUDE_CODE_ENABLE_TODO_TOOLS": "1"},
+            model=None if spec.model == "default" else spec.model,
+            effort=spec.effort,  # type: ignore[arg-type]  # checked by ClaudeAgent.check
+            max_turns=spec.max_turns,
+            resume=spec.native_session_id,
+            fork_session=spec.fork and spec.native_session_id is not None,
+            system_prompt=prompt,
+            setting_sources=["user", "project", "local"],
+            include_partial_messages=True,
+            forward_subagent_text=True,
+            max_buffer_size=MAX_MESSAGE_BYTES,
+            can_use_tool=self._can_use_tool,
+            stderr=self._errors.append,
+            extra_args=arguments,
+        )
+
+    def _start_error(self, fault: Exception) -> AgentStartError:
+        words = str(fault)
+        if self._spec.native_session_id is not None and "No conversation found" in words:
+            return AgentStartError(
+                "agent_error",
+                f"Claude Code no longer has the conversation {self._spec.native_session_id}. Start a new session, or bring "
+                "its file back.",
+            )
+        if "root" in words + " ".join(self._errors) and self._spec.permission_mode == "bypassPermissions":
+            return AgentStartError("agent_request_refused", _NO_BYPASS)
+        data = getattr(fault, "data", None)
+        error = self._messages.start_failed(data if data else None, "\n".join(self._errors) or words)
+        return AgentStartError(error.code, error.message, error.retryable)
+
+    async def close(self) -> None:
+        """End the CLI with all that it started, in 10 s at most. Finishes also when cancelled."""
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+        try:
+            await asyncio.shield(self._closing)
+        except asyncio.CancelledError:
+            await asyncio.wait({self._closing})
+            raise
+
+    async def _close(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        client, connect = self._client, self._connect
+        if client is None:
+            return
+        if connect is not None and not connect.done() and self._transport() is None:
+            await asyncio.wait({connect}, timeout=1.0)
+        with contextlib.suppress(AgentStartError):
+            pid = self._process_id()
+            if pid is not None:
+                await processes.end_tree(pid, _TERM_GRACE_S)
+        if connect is not None:
+            if not connect.done():
+                await asyncio.wait({connect}, timeout=1.0)
+            connect.cancel()
+            await asyncio.gather(connect, return_exceptions=True)
+        transport = self._transport()
+        try:
+            async with asyncio.timeout(_DISCONNECT_S):
+                await client.disconnect()
+                if transport is not None:
+                    await transport.close()
+        except Exception:  # the edge of the SDK: the process is gone already
+            logger.exception("session %s: the SDK did not disconnect cleanly", self._spec.session_id)
+        for answer in self._answers.values():
+            answer.cancel()
+
+    # --- the SDK's inside ---------------------------------------------------------------------------------------------
+
+    def _transport(self) -> Any:
+        return getattr(self._client, "_transport", None)
+
+    def _process_id(self) -> int | None:
+        """The keeper's process id; None before there is a process, or when it has ended."""
+        transport = self._transport()
+        if transport is None:
+            return None
+        try:
+            process = transport._process
+            return process.pid if process is not None and process.returncode is None else None
+        except AttributeError:
+            raise AgentStartError("agent_error", _UNKNOWN_SDK) from None
+
+    def _query(self) -> Any:
+        query = getattr(self._client, "_query", None)
+        if query is None or not hasattr(query, "_message_send"):
+            raise AgentStartError("agent_error", _UNKNOWN_SDK)
+        return query
+
+    async def _mark(self, subtype: str, **data: object) -> None:
+        """Put a mark of ours into the stream of messages, behind all that the CLI said so far."""
+        await self._query()._message_send.send({"type": subtype, **data})
+
+    # --- what the CLI says --------------------------------------------------------------------------------------------
+
+    async def events(self) -> AsyncIterator[AgentEvent]:
+        """All that the CLI says, as neutral events."""
+        try:
+            async for message in self._query().receive_messages():
+                while self._withdrawn:
+                    yield PermissionWithdrawn(self._withdrawn.popleft())
+                for event in self._event(message):
+                    yield event
+        except Exception as fault:  # the edge of the SDK: whatever it was, the CLI is gone
+            if self._closing is None:
+                words = " · ".join(self._errors)[-2000:]
+                logger.warning("session %s: Claude Code ended: %s %s", self._spec.session_id, fault, words)
+        for event in self._messages.ended():
+            yield event
+
+    def _event(self, message: JsonObject) -> list[AgentEvent]:
+        match message.get("type"):
+            case str(mark) if mark == _ASKED:
+                return self._asked(self._requests[message["request"]])
+            case str(mark) if mark == _WITHDRAWN:
+                return []  # it only woke us: see events
+            case str(mark) if mark == _RESUMABLE:
+                return [SessionChanged(native_session_id=message["session_id"])]
+        events = self._messages.take(message)
+        found = self._messages.session_id
+        if found is not None and found != self._resumable and self._closing is None:
+            self._resumable = found
+            if self._watch is not None:
+                self._watch.cancel()
+            self._watch = asyncio.get_running_loop().create_task(self._tell_resumable(found))
+        return events
+
+    async def _tell_resumable(self, session_id: str) -> None:
+        """Say the conversation's id once the CLI has written its file: from then on it can be resumed."""
+        from claude_agent_sdk import project_key_for_directory
+
+        key = await asyncio.to_thread(project_key_for_directory, self._cwd)
+        path = claude_install.config_folder(self._env) / "projects" / key / f"{session_id}.jsonl"
+        for _ in range(40):
+            if await asyncio.to_thread(path.exists):
+                break
+            await asyncio.sleep(0.05)
+        # else it is kept where we do not know, or not at all: the CLI will tell
+        await self._mark(_RESUMABLE, session_id=session_id)
+
+    # --- permissions --------------------------------------------------------------------------------------------------
+
+    async def _can_use_tool(
+        self, tool: str, input: JsonObject, context: "ToolPermissionContext"
+    ) -> "PermissionResultAllow | PermissionResultDeny":
+        """Called by the SDK, in a task of its own; cancelled when the CLI gives up waiting."""
+        from claude_agent_sdk import PermissionResultAllow, PermissionResultDeny, PermissionUpdate
+
+        request = claude_permissions.Request(
+            id=f"ask{next(self._numbers)}",
+            tool=tool,
+            input=input,
+            tool_use_id=context.tool_use_id,
+            parent_tool_use_id=self._messages.parent_of(context.agent_id),
+            suggestions=[update.to_dict() for update in context.suggestions],
+            title=context.title,
+        )
+        answered: asyncio.Future[PermissionAnswer] = asyncio.get_running_loop().create_future()
+        self._requests[request.id], self._answers[request.id] = request, answered
+        try:
+            await self._mark(_ASKED, request=request.id)
+            answer = await answered
+        except asyncio.CancelledError:
+            self._withdraw(request.id)
+            raise
+        finally:
+            self._answers.pop(request.id, None)
+        told = claude_permissions.reply(request, answer, self._cwd)
+        if isinstance(told, claude_permissions.Deny):
+            if request.tool_use_id is not None:
+                self._messages.denied(request.tool_use_id)
+            if told.interrupt:
+                self._messages.interrupted()
+            return PermissionResultDeny(message=told.message, interrupt=told.interrupt)
+        updates = [PermissionUpdate.from_dict(update) for update in told.updates]
+        return PermissionResultAllow(updated_input=told.input, updated_permissions=updates or None)
+
+    def _withdraw(self, request: str) -> None:
+        self._withdrawn.append(request)
+        # the wake-up may find the stream full or closed: then there are messages to come, or nobody is left to tell
+        with contextlib.suppress(Exception):
+            self._query()._message_send.send_nowait({"type": _WITHDRAWN})
+
+    def _asked(self, request: claude_permissions.Request) -> list[AgentEvent]:
+        events: list[AgentEvent] = []
+        own = self._messages.input_of(request.tool_use_id)
+        if request.tool_use_id is not None:
+            events += self._messages.called(
+                request.tool_use_id, request.tool, request.input, request.parent_tool_use_id
+            )
+        asked = claude_permissions.ask(request, self._cwd, plan=own.get("plan") or self._messages.plan_text)
+        return [*events, asked] if request.id in self._answers else events
+
+    async def answer(self, request: str, answer: PermissionAnswer) -> None:
+        """Answer a permission request; one that is no longer waited for is ignored."""
+        waiting = self._answers.get(request)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(answer)
+
+    # --- what the CLI is told -----------------------------------------------------------------------------------------
+
+    async def prompt(self, parts: Sequence[PromptPart]) -> None:
+        """Send a prompt; it begins a turn."""
+        await self._say(parts)
+
+    async def steer(self, parts: Sequence[PromptPart]) -> None:
+        """Send a prompt into the running turn: the CLI takes it in between two calls of the model."""
+        await self._say(parts)
+
+    async def _say(self, parts: Sequence[PromptPart]) -> None:
+        prompt_id = str(uuid.uuid4())
+        message = {
+            "type": "user",
+            "uuid": prompt_id,
+            "message": {"role": "user", "content": prompt_content(parts, self._spec.root, self._cwd)},
+            "parent_tool_use_id": None,
+        }
+
+        async def messages() -> AsyncIterator[JsonObject]:
+            yield message
+
+        self._messages.prompted(prompt_id)
+        await self._running().query(messages())
+
+    async def interrupt(self) -> None:
+        """Ask the CLI to stop its turn."""
+        self._messages.interrupted()
+        await self._running().interrupt()
+
+    async def configure(self, *, model: str | None, effort: str | None, permission_mode: str | None) -> None:
+        """Change the model, effort or permission mode of the running CLI. Raises `mode_refused` and `not_supported`."""
+        client = self._running()
+        if permission_mode == "bypassPermissions" and not claude_install.may_bypass(self._env):
+            raise WorkspaceError("mode_refused", _NO_BYPASS)
+        if permission_mode is not None:
+            try:
+                await client.set_permission_mode(permission_mode)  # type: ignore[arg-type]  # checked by ClaudeAgent.check
+            except Exception as fault:
+                raise WorkspaceError("mode_refused", str(fault)) from fault
+        try:
+            if model is not None:
+                await client.set_model(None if model == "default" else model)
+            if effort is not None:
+                order = {"subtype": "apply_flag_settings", "settings": {"effortLevel": effort}}
+                await self._query()._send_control_request(order)
+        except Exception as fault:
+            raise WorkspaceError("not_supported", f"Claude Code refused the change: {fault}") from fault
+
+    def _running(self) -> "ClaudeSDKClient":
+        if self._client is None:
+            raise ConnectionError("Claude Code is not started")
+        return self._client
+
+
+_UNKNOWN_SDK = "This version of claude-agent-sdk is not known to the runtime: install the one that it names."
+_NO_BYPASS = (
+    "Claude Code refuses bypassPermissions as root. Run the server as another user, or set IS_SANDBOX=1 if this machine is a "
+    "sandbox."
+)
+
+
+def prompt_content(parts: Sequence[PromptPart], root: Path, cwd: str) -> str | list[JsonObject]:
+    """A prompt as the Messages API has it. A file becomes a mention that the CLI expands, with its lines."""
+    content: list[JsonObject] = []
+    for part in parts:
+        match part:
+            case TextPart(text):
+                content.append({"type": "text", "text": text})
+            case ImagePart(mime_type, data):
+                content.append({"type": "image", "source": {"type": "base64", "media_type": mime_type, "data": data}})
+            case FilePart(path, first, last):
+                mention = os.path.relpath(root / path, cwd)
+                if first is not None:
+                    mention += f"#L{first}" + (f"-{last}" if last is not None else "")
+                content.append({"type": "text", "text": f'@"{mention}"' if " " in mention else f"@{mention}"})
+    # one text is sent as a string: only that the CLI reads as a slash command
+    if content and all(block["type"] == "text" for block in content):
+        return "\n".join(block["text"] for block in content)
+    return content

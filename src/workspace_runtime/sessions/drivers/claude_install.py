@@ -1,0 +1,133 @@
+"""What can be known of Claude Code without running it: whether it is there, its version, whether someone is signed in.
+
+Reads files and the environment, imports nothing of the SDK (that takes half a second).
+"""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from .base import AgentMode, AgentModel, Capabilities, JsonObject
+
+GET_IT = "Install it with `pip install 'workspace-runtime[claude]'`."
+SIGN_IN = "Run `claude` in a terminal and type /login, or set ANTHROPIC_API_KEY for the server."
+
+EFFORTS = ("low", "medium", "high", "xhigh", "max")
+
+CAPABILITIES = Capabilities(
+    steer=True,
+    fork=True,
+    resume=True,
+    images=True,
+    thinking=True,
+    plan=True,
+    questions=True,
+    permissions=True,
+    updated_input=True,
+    set_model=True,
+    set_permission_mode=True,
+    system_prompt=True,
+    max_turns=True,
+)
+
+MODES = (
+    AgentMode("default", "Ask", "Asks before it edits files or runs commands that could change something."),
+    AgentMode(
+        "acceptEdits", "Accept edits", "Edits files in the workspace without asking; asks before other commands."
+    ),
+    AgentMode("plan", "Plan", "Explores and writes a plan; asks before it carries it out."),
+    AgentMode("dontAsk", "Don't ask", "Denies whatever the rules in the settings do not allow."),
+    AgentMode("auto", "Auto", "A model decides which calls are safe, without asking.", dangerous=True),
+    AgentMode("bypassPermissions", "Bypass permissions", "Does everything without asking.", dangerous=True),
+)
+
+# Aliases of the CLI: which model each stands for is the CLI's to know.
+MODELS = (
+    AgentModel("default", "Default", efforts=EFFORTS, default=True),
+    AgentModel("opus", "Opus", efforts=EFFORTS),
+    AgentModel("sonnet", "Sonnet", efforts=EFFORTS),
+    AgentModel("haiku", "Haiku"),
+    AgentModel("opusplan", "Opus to plan, Sonnet to work", efforts=EFFORTS),
+    AgentModel("fable", "Fable", efforts=EFFORTS),
+)
+
+# A full name: claude-…, with a provider's prefix, date or version (Bedrock, Vertex, a gateway), or an ARN of Bedrock.
+_MODEL = re.compile(
+    r"((claude|[a-z0-9.:/_-]+[./]claude|anthropic)[A-Za-z0-9.:/@_-]*|arn:aws[a-z-]*:bedrock:[\w:/.-]+)(\[1m\])?"
+)
+
+# What the CLI takes as a sign-in, in the environment.
+_KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN")
+_PROVIDERS = ("CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_USE_VERTEX", "CLAUDE_CODE_USE_FOUNDRY", "CLAUDE_CODE_USE_MANTLE")
+
+
+def known_model(model: str) -> bool:
+    """Whether the CLI could know a model of this name: an alias, or what looks like a full name."""
+    return model.removesuffix("[1m]") in {known.id for known in MODELS} or _MODEL.fullmatch(model) is not None
+
+
+def sdk_folder() -> Path | None:
+    """Where the SDK is installed; None where it is not."""
+    spec = importlib.util.find_spec("claude_agent_sdk")
+    return Path(spec.origin).parent if spec is not None and spec.origin else None
+
+
+def executable(folder: Path) -> Path | None:
+    """The CLI: the one that came with the SDK, else the one on the PATH."""
+    bundled = folder / "_bundled" / "claude"
+    found = shutil.which("claude")
+    return bundled if bundled.is_file() else Path(found) if found else None
+
+
+def version(folder: Path) -> str | None:
+    """The version of the CLI that came with the SDK."""
+    for name in ("_bundled/claude.version", "_cli_version.py"):
+        try:
+            found = re.search(r"\d+\.\d+\.\d+[\w.-]*", (folder / name).read_text())
+        except OSError:
+            continue
+        if found is not None:
+            return found[0]
+    return None
+
+
+def config_folder(env: Mapping[str, str]) -> Path:
+    """The folder of Claude Code's own configuration and conversations."""
+    named = env.get("CLAUDE_CONFIG_DIR")
+    return Path(named) if named else Path(env.get("HOME") or Path.home()) / ".claude"
+
+
+def signed_in(env: Mapping[str, str]) -> bool | None:
+    """Whether someone is signed in; None where it can't be known (a cloud provider's credentials, a helper's key)."""
+    if any(env.get(name) for name in _KEYS):
+        return True
+    if any(env.get(name, "").lower() in ("1", "true", "yes", "on") for name in _PROVIDERS):
+        return None
+    folder = config_folder(env)
+    if (folder / ".credentials.json").is_file():
+        return True
+    beside = [folder / ".claude.json"] if env.get("CLAUDE_CONFIG_DIR") else [folder.parent / ".claude.json"]
+    for path in [*beside, folder / "settings.json"]:
+        known = _object(path)
+        if known.get("oauthAccount") or known.get("primaryApiKey"):
+            return True
+        if known.get("apiKeyHelper") or any((known.get("env") or {}).get(name) for name in (*_KEYS, *_PROVIDERS)):
+            return None
+    return False
+
+
+def may_bypass(env: Mapping[str, str]) -> bool:
+    """Whether the CLI lets permissions be bypassed: as root only in a sandbox."""
+    return os.geteuid() != 0 or env.get("IS_SANDBOX", "").lower() in ("1", "true", "yes", "on")
+
+
+def _object(path: Path) -> JsonObject:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
