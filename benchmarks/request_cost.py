@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from common import cpu_s, median, python, report, server
+
 from support.server import create, wait_status
 
 REQUESTS = 20_000

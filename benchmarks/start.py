@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 from common import median, report, rss_mb, server
+
 from support.server import children
 
 

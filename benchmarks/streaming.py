@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from common import cpu_s, median, percentile, report, server
+
 from support.server import ServerProcess, create, session_of, wait_status
 
 

@@ -19,6 +19,7 @@ from .security.routes import auth_router
 from .sessions import store
 from .sessions.actor import QUEUE_LIMIT
 from .sessions.drivers.base import Agent
+from .sessions.drivers.claude import ClaudeAgent
 from .sessions.drivers.demo import DemoAgent
 from .sessions.manager import SessionManager
 from .sessions.routes import agents_router
@@ -43,7 +44,7 @@ class Application:
 
 def default_agents(state: StateFolder) -> list[Agent]:
     """The agents that are built in."""
-    return [DemoAgent(state.path / "demo")]
+    return [ClaudeAgent(state.runtime), DemoAgent(state.path / "demo")]
 
 
 @contextlib.asynccontextmanager

@@ -257,7 +257,8 @@ def _prctl(option: int, value: int) -> bool:
     try:
         import _ctypes
 
-        address = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")
+        library = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # None is this program itself
+        address = _ctypes.dlsym(library, "prctl")
         return bool(_ctypes.call_function(address, (option, value, 0, 0, 0)) == 0)
     except (ImportError, AttributeError, OSError):
         pass

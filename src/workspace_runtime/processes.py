@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import sys
+import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -42,9 +43,10 @@ def keeper_wrapper(executable: str, folder: Path) -> Path:
             return path
     except (OSError, UnicodeDecodeError):
         pass
-    temporary = folder / f"{path.name}.{os.getpid()}"
-    temporary.write_text(content)
-    temporary.chmod(0o700)
+    descriptor, temporary = tempfile.mkstemp(prefix=path.name, dir=folder)  # two sessions may start at once
+    with os.fdopen(descriptor, "w") as file:
+        file.write(content)
+        os.fchmod(descriptor, 0o700)
     os.replace(temporary, path)
     return path
 

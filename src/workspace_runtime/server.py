@@ -15,6 +15,7 @@ from .app import MAX_FRAME_BYTES, Application, create_app
 from .config import Config
 from .errors import ConfigError
 from .security.connection import http_protocol
+from .sessions.drivers import claude
 from .state import StateFolder
 from .streams.socket import SocketProtocol
 
@@ -110,7 +111,7 @@ async def running(config: Config, sockets: list[socket.socket]) -> AsyncIterator
 
             url = url_of(config, sockets)
             StateFolder(config.state).announce(url)
-            _preload_later(application)
+            _preload_later()
             yield application, Server(uvicorn_config(config, application), drain), url
     finally:
         for listener in sockets:
@@ -139,17 +140,11 @@ def uvicorn_config(config: Config, application: Application) -> uvicorn.Config:
     )
 
 
-def _preload_later(application: Application) -> None:
+def _preload_later() -> None:
     """Import the agents' libraries in a thread, soon after the server stands: they take half a second."""
 
-    def preload() -> None:
-        for agent in application.manager.agents.values():
-            load = getattr(agent, "preload", None)
-            if load is not None:
-                load()
-
     loop = asyncio.get_running_loop()
-    loop.call_later(0.3, lambda: loop.run_in_executor(None, preload))
+    loop.call_later(0.3, lambda: loop.run_in_executor(None, claude.preload))
 
 
 async def serve(config: Config, started: Callable[[str], None]) -> None:

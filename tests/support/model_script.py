@@ -7,8 +7,10 @@ the agent asks again, which is the next step. Behind the last step the model say
     text("…", chunks=3)              a text block, streamed in three pieces
     text("…", chunks=2, hold="name") the same, held in its middle until the test calls `server.release("name")`
     tool("Bash", command="ls")       a tool call; several in one step are parallel calls
+    plan_file("…")                   a Write of the plan file that the agent names in plan mode
     wait("name")                     hold the stream here until the test calls `server.release("name")`
-    stall()                          hold the stream here for ever (until the agent hangs up)
+    stall()                          hold the stream here for ever (until the agent hangs up); as the first item, the whole
+                                     answer, its head too
     drop()                           cut the connection here
     error(529)                       answer with this HTTP status; `times=2`: only the first two requests of this step
     stop("max_tokens")               end the answer with this stop reason
@@ -49,6 +51,11 @@ def text(content: str, *, chunks: int = 1, delay_ms: int = 0, repeat: int = 1, h
 def tool(name: str, /, **input: Any) -> Item:
     """A tool call."""
     return {"tool": name, "input": input}
+
+
+def plan_file(content: str) -> Item:
+    """A Write tool call for the plan file that the agent named in its request."""
+    return {"plan_file": content}
 
 
 def wait(gate: str) -> Item:

@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -140,19 +141,26 @@ class ModelServer:
                 raise _HungUp
             await _send_json(writer, 200, self._whole(body, items))
             return
+        hung_up = asyncio.ensure_future(reader.read(1))
+        try:
+            if items and "stall" in items[0]:
+                await self._hold(items[0], hung_up)  # not even the head of an answer
+            await self._stream(body, items, writer, hung_up)
+        finally:
+            hung_up.cancel()
+            await asyncio.gather(hung_up, return_exceptions=True)
+
+    async def _stream(
+        self, body: dict[str, Any], items: list[Item], writer: asyncio.StreamWriter, hung_up: "asyncio.Future[bytes]"
+    ) -> None:
         writer.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-cache\r\n"
             b"transfer-encoding: chunked\r\n\r\n"
         )
-        hung_up = asyncio.ensure_future(reader.read(1))
-        try:
-            async for event in self._events(body, items, hung_up):
-                data = f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
-                writer.write(b"%x\r\n%b\r\n" % (len(data), data))
-                await writer.drain()
-        finally:
-            hung_up.cancel()
-            await asyncio.gather(hung_up, return_exceptions=True)
+        async for event in self._events(body, items, hung_up):
+            data = f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
+            writer.write(b"%x\r\n%b\r\n" % (len(data), data))
+            await writer.drain()
         writer.write(b"0\r\n\r\n")
         await writer.drain()
 
@@ -179,6 +187,10 @@ class ModelServer:
                 "name": item["tool"],
                 "input": item["input"],
             }
+        if "plan_file" in item:
+            found = re.search(r"[^\s\"'`(]+/plans/[^\s\"'`)]+\.md", json.dumps(body))
+            input = {"file_path": found[0] if found else "/nowhere.md", "content": item["plan_file"]}
+            return {"type": "tool_use", "id": f"toolu_{next(self._ids):08d}", "name": "Write", "input": input}
         if "recall" in item:
             return {"type": "text", "text": "\n".join(model_script.user_texts(messages))}
         if "images" in item:
@@ -282,7 +294,7 @@ def _stop_reason(items: list[Item]) -> str:
     for item in items:
         if "stop" in item:
             return str(item["stop"])
-    return "tool_use" if any("tool" in item for item in items) else "end_turn"
+    return "tool_use" if any("tool" in item or "plan_file" in item for item in items) else "end_turn"
 
 
 def _error(status: int, message: str) -> dict[str, Any]:

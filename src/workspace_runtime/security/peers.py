@@ -24,7 +24,10 @@ _NLMSG_ERROR = 2
 _NLM_F_REQUEST = 1
 _ANY_COOKIE = b"\xff" * 8
 _TCP_LISTEN = 10
-_ATTEMPTS = 8
+_ATTEMPTS = 16
+_NOT_OFFERED = frozenset(
+    {errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EACCES}
+)
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
@@ -51,6 +54,7 @@ class Netlink:
         self._socket: socket.socket | None = None
         self._process = 0
         self._sequence = 0
+        self._open()
 
     def close(self) -> None:
         """Close the socket; the next question opens it again."""
@@ -99,12 +103,21 @@ class Peers:
     """Tells the user behind a TCP connection of this machine. One for a process; used by one thread."""
 
     def __init__(self) -> None:
-        self._netlink = Netlink()
-        self._has_netlink = True
+        self._netlink: Netlink | None = None
+        with contextlib.suppress(OSError, AttributeError):  # no such socket family here
+            self._netlink = Netlink()
+
+    @property
+    def source(self) -> str | None:
+        """Where answers come from: `netlink`, `/proc`, or None where this system tells nothing."""
+        if self._netlink is not None:
+            return "netlink"
+        return "/proc" if os.path.exists("/proc/net/tcp") else None
 
     def close(self) -> None:
         """Release the netlink socket."""
-        self._netlink.close()
+        if self._netlink is not None:
+            self._netlink.close()
 
     def uid(self, local: Sequence[Any], peer: Sequence[Any]) -> int | None:
         """The user id of the process that holds the socket `peer`, connected to our socket `local` (as `getpeername` and
@@ -113,23 +126,23 @@ class Peers:
         None when it can't be told: no such socket on this machine, or one that was closed already. Never raises, and never
         waits for anything but the kernel's own work.
         """
-        owner = None
         try:
             owner = self._ask((peer[0], peer[1]), (local[0], local[1]))
         except (OSError, ValueError, TypeError, IndexError, struct.error):
-            self._netlink.close()
+            return None
         return owner.uid if owner is not None and owner.inode else None
 
     def _ask(self, peer: Address, local: Address) -> Owner | None:
-        if self._has_netlink:
-            for _ in range(2):  # once more with a new socket, should the old one have been overrun
-                try:
-                    return self._netlink.owner(peer, local)
-                except OSError as fault:
-                    self._netlink.close()
-                    if fault.errno in (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP):
-                        self._has_netlink = False
-                        break
+        netlink = self._netlink
+        for _ in range(2 if netlink is not None else 0):  # twice: the first socket may have been overrun
+            assert netlink is not None
+            try:
+                return netlink.owner(peer, local)
+            except OSError as fault:
+                netlink.close()
+                if fault.errno in _NOT_OFFERED:
+                    self._netlink = None
+                    break
         return owner_from_proc(peer, local)
 
 

@@ -1,7 +1,8 @@
 """What stands for the token: a cookie for browsers, and tickets for what can't send headers.
 
-The cookie holds an expiry and its HMAC under a key made from the token: it needs no memory, survives a restart, and ends with
-the token. A ticket is for one use on one path, within 30 s, kept in memory.
+The cookie is an expiry and a random id, signed with a key made from the token: it is never the token itself, needs no memory,
+survives a restart, and ends with the token. Signing out is remembered until the server ends, so that a copy of the cookie ends
+too. A ticket is for one use on one path within 30 s, and kept in memory: after a restart a client asks for another.
 """
 
 import hashlib
@@ -13,10 +14,11 @@ from collections.abc import Callable
 COOKIE_LIFETIME_S = 30 * 86_400
 TICKET_LIFETIME_S = 30.0
 MAX_TICKETS = 1000
+MAX_REVOKED = 1000
 
 
 class Tokens:
-    """Checks for one token. `clock` gives seconds, `now` the time of day in seconds."""
+    """Checks for one token. `clock` gives seconds for tickets, `now` the time of day in seconds for cookies."""
 
     def __init__(
         self, token: str, *, clock: Callable[[], float] = time.monotonic, now: Callable[[], float] = time.time
@@ -26,32 +28,40 @@ class Tokens:
         self._clock = clock
         self._now = now
         self._tickets: dict[str, tuple[str, float]] = {}
+        self._revoked: dict[str, None] = {}
 
     def is_token(self, value: bytes) -> bool:
-        """Whether this is the token, in a time that tells nothing."""
+        """Whether this is the token, in a time that tells nothing of it."""
         return hmac.compare_digest(value, self._token)
 
     def make_cookie(self) -> str:
         """A fresh value for the cookie."""
-        expiry = str(int(self._now()) + COOKIE_LIFETIME_S)
-        return f"{expiry}.{self._sign(expiry)}"
+        body = f"{int(self._now()) + COOKIE_LIFETIME_S}.{secrets.token_hex(8)}"
+        return f"{body}.{self._sign(body)}"
 
     def is_cookie(self, value: str) -> bool:
-        """Whether this is a value of ours that has not expired."""
-        expiry, _, signature = value.partition(".")
-        if not hmac.compare_digest(signature.encode(), self._sign(expiry).encode()):
+        """Whether this is a value of ours, neither expired nor signed out."""
+        body, _, signature = value.rpartition(".")
+        if not hmac.compare_digest(signature.encode(), self._sign(body).encode()):
             return False
-        return int(expiry) > self._now()
+        expiry, _, name = body.partition(".")
+        return int(expiry) > self._now() and name not in self._revoked
 
-    def _sign(self, expiry: str) -> str:
-        return hmac.new(self._key, expiry.encode(), hashlib.sha256).hexdigest()
+    def revoke_cookie(self, value: str) -> None:
+        """Let this cookie be good no more. Of very many the oldest are forgotten; what is not ours is passed over."""
+        if self.is_cookie(value):
+            while len(self._revoked) >= MAX_REVOKED:
+                del self._revoked[next(iter(self._revoked))]
+            self._revoked[value.split(".")[1]] = None
+
+    def _sign(self, body: str) -> str:
+        return hmac.digest(self._key, body.encode(), "sha256").hex()
 
     def make_ticket(self, path: str) -> str:
-        """A ticket for one request to `path`. The oldest goes when there are too many."""
+        """A ticket for one request to `path` (decoded, without a proxy's prefix). Of too many the oldest goes."""
         now = self._clock()
-        for name in [name for name, (_, until) in self._tickets.items() if until <= now]:
-            del self._tickets[name]
-        while len(self._tickets) >= MAX_TICKETS:
+        # made in order of time, so those that expired stand first
+        while self._tickets and (len(self._tickets) >= MAX_TICKETS or next(iter(self._tickets.values()))[1] <= now):
             del self._tickets[next(iter(self._tickets))]
         ticket = secrets.token_urlsafe(24)
         self._tickets[ticket] = (path, now + TICKET_LIFETIME_S)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from workspace_runtime import processes
 from workspace_runtime.errors import WorkspaceError
 
-from . import claude_install, claude_permissions
+from . import claude_install, claude_outputs, claude_permissions
 from .base import (
     AgentEvent,
     AgentInfo,
@@ -37,6 +37,8 @@ from .base import (
     PromptPart,
     SessionChanged,
     TextPart,
+    ToolEnded,
+    TurnEnded,
 )
 from .claude_events import ClaudeEvents
 
@@ -53,9 +55,11 @@ logger = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 # Our own marks in the CLI's stream of messages.
-_ASKED, _WITHDRAWN, _RESUMABLE = "workspace_runtime_asked", "workspace_runtime_withdrawn", "workspace_runtime_resumable"
+_ASKED, _WAKE = "workspace_runtime_asked", "workspace_runtime_wake"
 _TERM_GRACE_S = 2.0
 _DISCONNECT_S = 2.0
+# How long the CLI may take to write a conversation's file; then it is kept where we do not know, or not at all.
+_RESUMABLE_S = 2.0
 
 
 def preload() -> None:
@@ -124,10 +128,10 @@ class ClaudeDriver:
         self._watch: asyncio.Task[None] | None = None
         self._requests: dict[str, claude_permissions.Request] = {}
         self._answers: dict[str, asyncio.Future[PermissionAnswer]] = {}
-        self._withdrawn: deque[str] = deque()
+        self._unsaid: deque[AgentEvent] = deque()
         self._numbers = itertools.count(1)
         self._errors: deque[str] = deque(maxlen=50)
-        self._resumable: str | None = None
+        self._conversation: str | None = None
 
     # --- begin and end ------------------------------------------------------------------------------------------------
 
@@ -263,20 +267,19 @@ class ClaudeDriver:
             raise AgentStartError("agent_error", _UNKNOWN_SDK)
         return query
 
-    async def _mark(self, subtype: str, **data: object) -> None:
-        """Put a mark of ours into the stream of messages, behind all that the CLI said so far."""
-        await self._query()._message_send.send({"type": subtype, **data})
-
     # --- what the CLI says --------------------------------------------------------------------------------------------
 
     async def events(self) -> AsyncIterator[AgentEvent]:
         """All that the CLI says, as neutral events."""
         try:
             async for message in self._query().receive_messages():
-                while self._withdrawn:
-                    yield PermissionWithdrawn(self._withdrawn.popleft())
-                for event in self._event(message):
-                    yield event
+                events = self._event(message)
+                if self._watch is not None and any(isinstance(event, TurnEnded) for event in events):
+                    await asyncio.wait({self._watch})  # a turn that is done can be gone on from
+                while self._unsaid:
+                    yield self._unsaid.popleft()
+                for event in events:
+                    yield await self._whole(event) if isinstance(event, ToolEnded) else event
         except Exception as fault:  # the edge of the SDK: whatever it was, the CLI is gone
             if self._closing is None:
                 words = " · ".join(self._errors)[-2000:]
@@ -288,18 +291,28 @@ class ClaudeDriver:
         match message.get("type"):
             case str(mark) if mark == _ASKED:
                 return self._asked(self._requests[message["request"]])
-            case str(mark) if mark == _WITHDRAWN:
-                return []  # it only woke us: see events
-            case str(mark) if mark == _RESUMABLE:
-                return [SessionChanged(native_session_id=message["session_id"])]
+            case str(mark) if mark == _WAKE:
+                return []
         events = self._messages.take(message)
         found = self._messages.session_id
-        if found is not None and found != self._resumable and self._closing is None:
-            self._resumable = found
+        if found is not None and found != self._conversation and self._closing is None:
+            self._conversation = found
             if self._watch is not None:
                 self._watch.cancel()
             self._watch = asyncio.get_running_loop().create_task(self._tell_resumable(found))
         return events
+
+    async def _whole(self, event: ToolEnded) -> ToolEnded:
+        if not event.output.startswith(claude_outputs.MARK):
+            return event
+        return await asyncio.to_thread(claude_outputs.whole, event, claude_install.config_folder(self._env))
+
+    def _say_soon(self, event: AgentEvent) -> None:
+        """Say something that the stream of messages does not carry."""
+        self._unsaid.append(event)
+        # the wake-up may find the stream full or closed: then there are messages to come, or nobody is left to tell
+        with contextlib.suppress(Exception):
+            self._query()._message_send.send_nowait({"type": _WAKE})
 
     async def _tell_resumable(self, session_id: str) -> None:
         """Say the conversation's id once the CLI has written its file: from then on it can be resumed."""
@@ -307,12 +320,11 @@ class ClaudeDriver:
 
         key = await asyncio.to_thread(project_key_for_directory, self._cwd)
         path = claude_install.config_folder(self._env) / "projects" / key / f"{session_id}.jsonl"
-        for _ in range(40):
-            if await asyncio.to_thread(path.exists):
-                break
-            await asyncio.sleep(0.05)
-        # else it is kept where we do not know, or not at all: the CLI will tell
-        await self._mark(_RESUMABLE, session_id=session_id)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_RESUMABLE_S):
+                while not await asyncio.to_thread(path.exists):  # noqa: ASYNC110  # another process writes it
+                    await asyncio.sleep(0.02)
+        self._say_soon(SessionChanged(native_session_id=session_id))
 
     # --- permissions --------------------------------------------------------------------------------------------------
 
@@ -334,10 +346,11 @@ class ClaudeDriver:
         answered: asyncio.Future[PermissionAnswer] = asyncio.get_running_loop().create_future()
         self._requests[request.id], self._answers[request.id] = request, answered
         try:
-            await self._mark(_ASKED, request=request.id)
+            # into the CLI's stream of messages, behind all that it said so far
+            await self._query()._message_send.send({"type": _ASKED, "request": request.id})
             answer = await answered
         except asyncio.CancelledError:
-            self._withdraw(request.id)
+            self._say_soon(PermissionWithdrawn(request.id))
             raise
         finally:
             self._answers.pop(request.id, None)
@@ -350,12 +363,6 @@ class ClaudeDriver:
             return PermissionResultDeny(message=told.message, interrupt=told.interrupt)
         updates = [PermissionUpdate.from_dict(update) for update in told.updates]
         return PermissionResultAllow(updated_input=told.input, updated_permissions=updates or None)
-
-    def _withdraw(self, request: str) -> None:
-        self._withdrawn.append(request)
-        # the wake-up may find the stream full or closed: then there are messages to come, or nobody is left to tell
-        with contextlib.suppress(Exception):
-            self._query()._message_send.send_nowait({"type": _WITHDRAWN})
 
     def _asked(self, request: claude_permissions.Request) -> list[AgentEvent]:
         events: list[AgentEvent] = []

@@ -173,8 +173,9 @@ class ClaudeEvents:
                 if block is not None and text:
                     block.pieces.append(text)
                     return [BlockDelta(block.name, block.kind, text, parent)]
-            case "content_block_stop":
-                stream.blocks.pop(index, None)
+            case "content_block_stop" if index in stream.blocks:
+                # the whole block always comes before its stop: this one was cut off, and the CLI dropped it
+                return self._give_up(parent)
             case "message_delta" if parent is None and self._turn is not None:
                 return self._call_ended(self._turn, event.get("usage", {}))
         return []
@@ -240,8 +241,10 @@ class ClaudeEvents:
         return [BlockEnded(kind, content, name, partial=partial, parent_tool_use_id=parent)]
 
     def _user(self, message: JsonObject) -> list[AgentEvent]:
-        content = message.get("message", {}).get("content")
-        blocks = content if isinstance(content, list) else []
+        body = message.get("message", {}).get("content")
+        blocks = body if isinstance(body, list) else []
+        if message.get("isSynthetic") and self._turn is not None and _is_about_a_cut(blocks):
+            self._turn.unreachable = True
         metas = {meta.get("id"): meta for meta in message.get("tool_result_meta") or [] if isinstance(meta, dict)}
         said: list[AgentEvent] = []
         for block in blocks:
@@ -258,7 +261,7 @@ class ClaudeEvents:
             return []
         self._ended.add(tool_use_id)
         tool, input = self._called.pop(tool_use_id, ("", {}))
-        output, images = _content(block.get("content"))
+        output, images = content(block.get("content"))
         status = self._status(tool_use_id, bool(block.get("is_error")), meta, output)
         ended: list[AgentEvent] = [ToolEnded(tool_use_id, output, status, images, parent)]
         if parent is None and status == "completed":
@@ -361,6 +364,14 @@ class ClaudeEvents:
         return claude_errors.failure(message or {"errors": [words]}, None, unreachable=False)
 
 
+def _is_about_a_cut(blocks: list[object]) -> bool:
+    """Whether the CLI tells the model that its last answer was cut off, or never came."""
+    texts = [block.get("text") for block in blocks if isinstance(block, dict)]
+    return any(
+        isinstance(text, str) and ("cut off mid-stream" in text or "no visible output" in text) for text in texts
+    )
+
+
 def _usage(told: JsonObject) -> Usage:
     return Usage(
         input_tokens=int(told.get("input_tokens") or 0),
@@ -385,12 +396,12 @@ def _with_context(usage: Usage, used: int | None, window: int | None) -> Usage:
     )
 
 
-def _content(content: object) -> tuple[str, tuple[ToolImage, ...]]:
+def content(told: object) -> tuple[str, tuple[ToolImage, ...]]:
     """A tool result's content as text and images."""
-    if isinstance(content, str):
-        return content, ()
+    if isinstance(told, str):
+        return told, ()
     texts, images = [], []
-    for part in content if isinstance(content, list) else []:
+    for part in told if isinstance(told, list) else []:
         if not isinstance(part, dict):
             continue
         if part.get("type") == "text":
