@@ -1,6 +1,6 @@
 """The keeper: runs one command so that nothing of it survives, however it or its parent ends.
 
-    python -I -S keeper.py [--parent PID] -- COMMAND ARG...
+    python -I -S keeper.py [--parent PID] -- COMMAND ARG...      (`processes` starts it so that its bytecode is cached)
 
 The keeper stays as the command's parent and makes itself a *child subreaper*: whatever the command starts stays below the
 keeper, also what called `setsid`, forked twice or cleared its environment. The command runs in a session of its own, has
@@ -324,7 +324,8 @@ def _end_as(status: int | None) -> None:
     os._exit(128 + signo)  # the first process of a container can't be killed by itself
 
 
-def _main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> None:
+    """The command line, see the module. Never returns."""
     parent = os.getppid()
     if arguments[:1] == ["--parent"]:
         parent = int(arguments[1])
@@ -336,4 +337,4 @@ def _main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1:])
+    main(sys.argv[1:])

@@ -1,6 +1,7 @@
 """Sessions over HTTP, with the demo agent in a real server."""
 
 import time
+from functools import partial
 
 import httpx
 import pytest
@@ -41,6 +42,10 @@ def test_the_list_pages_newest_first_and_filters(client: httpx.Client) -> None:
     assert client.get("/api/v1/agent-sessions?agent=claude").json()["items"] == []
 
 
+def is_resolved(client: httpx.Client, session_id: str, permission_id: str) -> bool:
+    return permission_id not in session_of(client, session_id)["pending_permissions"]
+
+
 def test_permissions_by_http(client: httpx.Client, server: ServerProcess) -> None:
     session = create(client, prompt="write a.txt one\nwrite b.txt two\nwrite c.txt three")
     path = f"/api/v1/agent-sessions/{session['id']}"
@@ -54,9 +59,7 @@ def test_permissions_by_http(client: httpx.Client, server: ServerProcess) -> Non
         again = client.post(f"{path}/permissions/{waiting['id']}", json={"decision": "deny"})
         assert again.status_code == 409 and again.json()["code"] == "permission_resolved"
         assert again.json()["resolution"]["option_id"] == option
-        eventually(
-            lambda waiting=waiting: waiting["id"] not in session_of(client, session["id"])["pending_permissions"]
-        )
+        eventually(partial(is_resolved, client, session["id"], waiting["id"]))
     wait_status(client, session["id"], "requires_action")
     (waiting,) = client.get("/api/v1/permissions").json()["items"]
     edited = {"decision": "allow", "updated_input": {"path": "c.txt", "content": "edited"}}

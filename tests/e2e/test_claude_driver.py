@@ -19,6 +19,7 @@ from support.model_script import (
     drop,
     error,
     images,
+    plan_file,
     recall,
     results,
     script,
@@ -251,6 +252,12 @@ class TestPermissions:
         modes = [e.permission_mode for e in one.all(SessionChanged) if e.permission_mode]
         assert modes[0] == "plan" and modes[-1] == "default"
 
+    async def test_a_plan_kept_in_a_file(self, home: ClaudeHome) -> None:
+        async with driven(claude(home, permission_mode="plan")) as one:
+            await one.turn(script([plan_file("# Kept")], [tool("ExitPlanMode")], [text("ok")]))
+        (asked,) = one.all(PermissionAsked)
+        assert (asked.kind, asked.plan) == ("plan", "# Kept")
+
     async def test_the_projects_own_rules_hold(self, home: ClaudeHome) -> None:
         settings = home.workspace / ".claude" / "settings.json"
         settings.parent.mkdir()
@@ -433,7 +440,7 @@ class TestConversation:
             await until(lambda: "never" in server.reached)
             await one.seen(BlockDelta)
             for pid in processes_with(f"CLAUDE_CONFIG_DIR={home.config}"):
-                if "keeper.py" not in Path(f"/proc/{pid}/cmdline").read_text():
+                if "keeper" not in Path(f"/proc/{pid}/cmdline").read_text():
                     os.kill(pid, signal.SIGKILL)
             await one.until(lambda: one.over)
             assert len(one.all(TurnEnded)) == 1
@@ -458,6 +465,37 @@ class TestConversation:
             assert processes_with(f"CLAUDE_CONFIG_DIR={home.config}") == []
             await one.driver.close()
 
+    async def test_closing_after_the_keeper_was_killed(self, home: ClaudeHome) -> None:
+        async with driven(claude(home)) as one:
+            await one.driver.prompt([TextPart(script([tool("Bash", command=f"setsid {SLEEP}")]))])
+            await until(lambda: [p for p in processes_with("time.sleep(300)") if _runs_in(p, home.workspace)])
+            for pid in processes_with(f"CLAUDE_CONFIG_DIR={home.config}"):
+                if "keeper" in Path(f"/proc/{pid}/cmdline").read_text():
+                    os.kill(pid, signal.SIGKILL)
+            await one.until(lambda: one.over)
+            await one.driver.close()
+            assert processes_with(f"CLAUDE_CONFIG_DIR={home.config}") == []
+
+    @pytest.mark.long  # a CLI that does not react is given its time
+    async def test_closing_a_cli_that_does_not_react(self, home: ClaudeHome) -> None:
+        async with driven(claude(home)) as one:
+            for pid in processes_with(f"CLAUDE_CONFIG_DIR={home.config}"):
+                if "keeper" not in Path(f"/proc/{pid}/cmdline").read_text():
+                    os.kill(pid, signal.SIGSTOP)
+            async with asyncio.timeout(10):
+                await one.driver.close()
+            assert processes_with(f"CLAUDE_CONFIG_DIR={home.config}") == []
+
+    async def test_clearing_it_begins_another(self, home: ClaudeHome) -> None:
+        async with driven(claude(home)) as one:
+            await one.turn(script([text("hello")], say="The number is 42."))
+            first = native_id(one)
+            assert (await one.turn("/clear")).stop_reason == "end_turn"
+            await one.turn(script([recall()], say="Which number?"))
+            assert "42" not in one.texts()[-1]
+        told = [e.native_session_id for e in one.all(SessionChanged) if e.native_session_id]
+        assert told[0] == first and told[-1] != first
+
     async def test_closing_while_it_starts(self, home: ClaudeHome) -> None:
         driver = claude(home)
         starting = asyncio.get_running_loop().create_task(driver.start())
@@ -470,6 +508,16 @@ class TestConversation:
     async def test_closing_before_it_starts(self, home: ClaudeHome) -> None:
         await claude(home).close()
 
+    async def test_a_cancelled_close_is_finished(self, home: ClaudeHome) -> None:
+        driver = claude(home)
+        await driver.start()
+        closing = asyncio.get_running_loop().create_task(driver.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert processes_with(f"CLAUDE_CONFIG_DIR={home.config}") == []
+
 
 class TestSettings:
     async def test_are_changed_while_it_runs(self, home: ClaudeHome, server: ModelServer) -> None:
@@ -478,6 +526,7 @@ class TestSettings:
             await one.driver.configure(model="haiku", effort=None, permission_mode="acceptEdits")
             await one.turn(script([WRITE], [text("b")]))
             assert "haiku" in server.requests[-1]["model"]
+            assert server.requests[-1]["thinking"]["display"] == "summarized"
             assert one.all(PermissionAsked) == []
             assert "acceptEdits" in [e.permission_mode for e in one.all(SessionChanged)]
             await one.driver.configure(model="default", effort="low", permission_mode=None)

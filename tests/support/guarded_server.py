@@ -71,7 +71,7 @@ class Guarded:
             self.done.release()
 
     async def _read(self, receive: Any, name: str) -> bytes:
-        body = b""
+        body = bytearray()
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -79,7 +79,7 @@ class Guarded:
                 return b""
             body += message["body"]
             if not message["more_body"]:
-                return b"<" + body + b">"
+                return b"<%b>" % bytes(body)
 
     async def _wait(self, receive: Any) -> None:
         async def left() -> None:

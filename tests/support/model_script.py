@@ -150,11 +150,15 @@ def sent_images(messages: list[dict[str, Any]]) -> list[str]:
 
 
 def last_results(messages: list[dict[str, Any]]) -> list[str]:
-    """The texts of the tool results in the newest message of the user."""
-    found = []
-    for block in blocks(messages[-1]):
-        if block.get("type") == "tool_result":
-            content = block.get("content", "")
-            parts = [content] if isinstance(content, str) else [p.get("text", "") for p in content]
-            found.append("".join(parts))
+    """The texts of the tool results behind the model's last answer."""
+    found: list[str] = []
+    for message in reversed(messages):
+        if message["role"] == "assistant":
+            break
+        texts = []
+        for block in blocks(message):
+            if block.get("type") == "tool_result":
+                content = block.get("content", "")
+                texts.append(content if isinstance(content, str) else "".join(part.get("text", "") for part in content))
+        found = texts + found
     return found

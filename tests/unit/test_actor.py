@@ -397,9 +397,9 @@ async def test_a_crash_closes_the_turn_and_keeps_the_queue(tmp_path: Path) -> No
         await idle(back)
         texts = [e["content"] for e in await history(after, back) if e["type"] == "text"]
         assert texts == ["so far", "waits", "next"]
-    for task in session.actor._tasks:
+    for task in session.actor.runner._tasks:
         task.cancel()
-    await asyncio.gather(*session.actor._tasks, return_exceptions=True)
+    await asyncio.gather(*session.actor.runner._tasks, return_exceptions=True)
 
 
 async def test_idle_agents_rest_when_the_places_are_taken(tmp_path: Path) -> None:
@@ -411,7 +411,7 @@ async def test_idle_agents_rest_when_the_places_are_taken(tmp_path: Path) -> Non
         await until(lambda: len(agent.started) == 2 and agent.started[1].told)
         third = await manager.create(NewSession("scripted", prompt=say("busy")))
         await until(lambda: len(agent.started) == 3 and agent.started[2].told)
-        assert agent.started[0].closed and not first.actor.running and manager.running == 2
+        assert agent.started[0].closed and first.actor.runner.driver is None and manager.running == 2
         with pytest.raises(WorkspaceError) as caught:
             await manager.create(NewSession("scripted"))
         assert caught.value.code == "too_many_agents"

@@ -13,6 +13,7 @@ import errno
 import os
 import socket
 import struct
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -86,6 +87,7 @@ class Netlink:
             kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
             self._socket = socket.socket(socket.AF_NETLINK, kind, _NETLINK_SOCK_DIAG)
             self._process = os.getpid()
+            weakref.finalize(self, self._socket.close)  # whoever forgets us leaves nothing open
             self._socket.connect((0, 0))
         return self._socket
 

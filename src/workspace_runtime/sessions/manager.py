@@ -24,6 +24,7 @@ from .journal import Journal
 from .model import Delivery, JsonObject, QueuedPrompt, SessionRecord, preview, prompt_text
 from .permissions import Answer, already
 from .recovery import needs_recovery, recover
+from .runner import AgentRunner
 from .store import UsedKey
 
 # What a session's answer holds, in its order; the last ones are filled in from the stream.
@@ -100,7 +101,7 @@ class SessionManager:
         self.max_running = max_running
         self.history_max_events = history_max_events
         self._sessions: dict[str, Session] = {}
-        self._claimed: set[SessionActor] = set()
+        self._claimed: set[AgentRunner] = set()
         self._keys: dict[tuple[str, str], UsedKey] = {}
         self._key_batches: dict[tuple[str, str], Batch] = {}
         self._streams = itertools.count(1)
@@ -311,7 +312,7 @@ class SessionManager:
             info = await session.actor.agent.info()
             if not info.capabilities.steer:
                 raise WorkspaceError("not_supported", f"{info.name} takes nothing into a running turn.")
-        if not session.actor.running and session.actor not in self._claimed:
+        if session.actor.runner not in self._claimed:
             self._check_slots()
         prompt = QueuedPrompt(new_id("turn"), parts, client_message_id)
 
@@ -385,22 +386,22 @@ class SessionManager:
             raise WorkspaceError("shutting_down", "The server is stopping: nothing was changed. Try again in a moment.")
 
     def _restable(self) -> SessionActor | None:
-        idle = [actor for actor in self._claimed if actor.restable]
+        idle = [session.actor for session in self._sessions.values() if session.actor.restable]
         return min(idle, key=lambda actor: actor.idle_since, default=None)
 
-    async def claim(self, actor: SessionActor) -> None:
-        """Take a place for an agent (see `actor.Slots`)."""
-        while len(self._claimed) >= self.max_running and actor not in self._claimed:
+    async def claim(self, runner: AgentRunner) -> None:
+        """Take a place for an agent (see `runner.Slots`)."""
+        while len(self._claimed) >= self.max_running and runner not in self._claimed:
             idle = self._restable()
             if idle is None:
                 self._check_slots()
             else:
                 await idle.rest()
-        self._claimed.add(actor)
+        self._claimed.add(runner)
 
-    def release(self, actor: SessionActor) -> None:
+    def release(self, runner: AgentRunner) -> None:
         """Give a place back."""
-        self._claimed.discard(actor)
+        self._claimed.discard(runner)
 
     # --- used keys ----------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ permission requests, which the SDK gives to a callback, are put into that same s
 kept and the driver reads no faster than the actor takes.
 
 The SDK is imported only here and only when it is needed (`preload` does it ahead, in a thread). What is used of it beyond its
-public names is small and in one place (`_query`, `_process_id`): the raw messages instead of the parsed ones, because the parsed
+public names is small and in three places (`_query`, `_process_id`, `_close`): the raw messages instead of the parsed ones, because the parsed
 ones lack what tells a denied tool from a failed one, and the process id.
 """
 
@@ -16,7 +16,8 @@ import logging
 import os
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +57,9 @@ logger = logging.getLogger(__name__)
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 # Our own marks in the CLI's stream of messages.
 _ASKED, _WAKE = "workspace_runtime_asked", "workspace_runtime_wake"
-_TERM_GRACE_S = 2.0
-_DISCONNECT_S = 2.0
+_EOF_GRACE_S = 0.5
+_TERM_GRACE_S = 1.0
+_DISCONNECT_S = 1.0
 # How long the CLI may take to write a conversation's file; then it is kept where we do not know, or not at all.
 _RESUMABLE_S = 2.0
 
@@ -75,6 +77,7 @@ class ClaudeAgent:
 
     def __init__(self, runtime_dir: Path) -> None:
         self._runtime_dir = runtime_dir
+        self._models = claude_install.MODELS
 
     async def info(self) -> AgentInfo:
         """What is known now, from files and the environment alone."""
@@ -92,7 +95,7 @@ class ClaudeAgent:
             sign_in=claude_install.SIGN_IN if installed else claude_install.GET_IT,
             capabilities=claude_install.CAPABILITIES,
             modes=claude_install.MODES,
-            models=claude_install.MODELS,
+            models=self._models,
         )
 
     def check(self, *, model: str | None, effort: str | None, permission_mode: str | None) -> None:
@@ -103,27 +106,36 @@ class ClaudeAgent:
         if effort is not None and effort not in claude_install.EFFORTS:
             known = ", ".join(claude_install.EFFORTS)
             raise WorkspaceError("effort_not_found", f"Claude Code has no effort {effort!r}; it has {known}.")
-        if model is not None and not claude_install.known_model(model):
-            known = ", ".join(known.id for known in claude_install.MODELS)
+        if model is not None and not claude_install.known_model(model, self._models):
+            known = ", ".join(known.id for known in self._models)
             detail = f"Claude Code knows no model {model!r}; use {known}, or a full name such as claude-sonnet-5."
             raise WorkspaceError("model_not_found", detail)
 
     def driver(self, spec: DriverSpec) -> "ClaudeDriver":
         """A driver for one session; starts nothing yet."""
-        return ClaudeDriver(spec, self._runtime_dir)
+        return ClaudeDriver(spec, self._runtime_dir, self._learn)
+
+    def _learn(self, told: JsonObject) -> None:
+        """A CLI that started told which models this account has."""
+        self._models = claude_install.models(told) or self._models
 
 
 class ClaudeDriver:
     """One CLI process for one session. See `base.Driver` for the contract, and the module for how."""
 
-    def __init__(self, spec: DriverSpec, runtime_dir: Path) -> None:
+    def __init__(
+        self, spec: DriverSpec, runtime_dir: Path, learn: Callable[[JsonObject], None] = lambda told: None
+    ) -> None:
+        self._learn = learn
         self._spec = spec
+        self._model = spec.model
         self._runtime_dir = runtime_dir
         self._cwd = str(spec.cwd)
         self._env: Mapping[str, str] = {**os.environ, **spec.env}
         self._messages = ClaudeEvents(self._cwd)
         self._client: ClaudeSDKClient | None = None
         self._connect: asyncio.Task[None] | None = None
+        self._keeper: int | None = None
         self._closing: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._requests: dict[str, claude_permissions.Request] = {}
@@ -144,27 +156,24 @@ class ClaudeDriver:
         await asyncio.to_thread(preload)
         from claude_agent_sdk import ClaudeSDKClient
 
-        wrapper = await asyncio.to_thread(self._wrapper, path)
+        wrapper = await asyncio.to_thread(processes.keeper_wrapper, str(path), self._runtime_dir)
         self._client = ClaudeSDKClient(self._options(wrapper))
         # a task of its own: cancelled in the middle, the SDK would lose the process that it just started
         self._connect = asyncio.get_running_loop().create_task(self._client.connect())
         try:
             await asyncio.shield(self._connect)
-            self._process_id()
+            self._keeper = _process_id(self._client._transport)
+            self._learn(await self._client.get_server_info() or {})
         except Exception as fault:
             await self.close()
             raise self._start_error(fault) from fault
-
-    def _wrapper(self, executable: Path) -> Path:
-        self._runtime_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return processes.keeper_wrapper(str(executable), self._runtime_dir)
 
     def _options(self, cli_path: Path) -> "ClaudeAgentOptions":
         from claude_agent_sdk import ClaudeAgentOptions
 
         spec = self._spec
         # the mode and the session's rules go as arguments: as options the SDK would warn that they bypass its callback
-        arguments: dict[str, str | None] = {}
+        arguments: dict[str, str | None] = {"thinking-display": "summarized"}
         if claude_install.may_bypass(self._env):
             arguments["allow-dangerously-skip-permissions"] = None
         if spec.permission_mode is not None:
@@ -211,55 +220,46 @@ class ClaudeDriver:
         """End the CLI with all that it started, in 10 s at most. Finishes also when cancelled."""
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(self._close())
-        try:
-            await asyncio.shield(self._closing)
-        except asyncio.CancelledError:
-            await asyncio.wait({self._closing})
-            raise
+        await processes.finish(self._closing)
 
     async def _close(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
         client, connect = self._client, self._connect
-        if client is None:
+        if client is None or connect is None:
             return
-        if connect is not None and not connect.done() and self._transport() is None:
-            await asyncio.wait({connect}, timeout=1.0)
+        transport = await self._settled_transport(connect)
         with contextlib.suppress(AgentStartError):
-            pid = self._process_id()
-            if pid is not None:
-                await processes.end_tree(pid, _TERM_GRACE_S)
-        if connect is not None:
-            if not connect.done():
-                await asyncio.wait({connect}, timeout=1.0)
-            connect.cancel()
-            await asyncio.gather(connect, return_exceptions=True)
-        transport = self._transport()
-        try:
-            async with asyncio.timeout(_DISCONNECT_S):
-                await client.disconnect()
-                if transport is not None:
-                    await transport.close()
-        except Exception:  # the edge of the SDK: the process is gone already
-            logger.exception("session %s: the SDK did not disconnect cleanly", self._spec.session_id)
-        for answer in self._answers.values():
-            answer.cancel()
+            self._keeper = _process_id(transport) or self._keeper
+        disconnect = asyncio.get_running_loop().create_task(self._disconnect(client, transport))
+        if connect.done():
+            # the end of its input lets an idle CLI finish writing; whatever remains after that is ended with its tree
+            await asyncio.wait({disconnect}, timeout=_EOF_GRACE_S)
+        if self._keeper is not None:  # also when it has ended: killed, it left its tree to us
+            await processes.end_tree(self._keeper, _TERM_GRACE_S)
+        await asyncio.wait({disconnect, connect}, timeout=_DISCONNECT_S)
+        disconnect.cancel()
+        connect.cancel()
+        await asyncio.gather(disconnect, connect, return_exceptions=True)
 
-    # --- the SDK's inside ---------------------------------------------------------------------------------------------
-
-    def _transport(self) -> Any:
+    async def _settled_transport(self, connect: "asyncio.Task[None]") -> Any:
+        """The SDK's transport, which has its process: one that is just being started must not be lost."""
+        for _ in range(100):
+            transport = getattr(self._client, "_transport", None)
+            if connect.done() or getattr(transport, "_process", None) is not None:
+                break
+            await asyncio.wait({connect}, timeout=0.02)
         return getattr(self._client, "_transport", None)
 
-    def _process_id(self) -> int | None:
-        """The keeper's process id; None before there is a process, or when it has ended."""
-        transport = self._transport()
-        if transport is None:
-            return None
+    async def _disconnect(self, client: "ClaudeSDKClient", transport: Any) -> None:
         try:
-            process = transport._process
-            return process.pid if process is not None and process.returncode is None else None
-        except AttributeError:
-            raise AgentStartError("agent_error", _UNKNOWN_SDK) from None
+            await client.disconnect()
+            if transport is not None:
+                await transport.close()
+        except Exception:  # the edge of the SDK: its process is ended all the same
+            logger.exception("session %s: the SDK did not disconnect cleanly", self._spec.session_id)
+
+    # --- the SDK's inside ---------------------------------------------------------------------------------------------
 
     def _query(self) -> Any:
         query = getattr(self._client, "_query", None)
@@ -294,6 +294,8 @@ class ClaudeDriver:
             case str(mark) if mark == _WAKE:
                 return []
         events = self._messages.take(message)
+        if self._model not in (None, "default"):  # what was chosen stands: the CLI tells what it resolves to
+            events = [replace(e, model=None) if isinstance(e, SessionChanged) else e for e in events]
         found = self._messages.session_id
         if found is not None and found != self._conversation and self._closing is None:
             self._conversation = found
@@ -371,7 +373,7 @@ class ClaudeDriver:
             events += self._messages.called(
                 request.tool_use_id, request.tool, request.input, request.parent_tool_use_id
             )
-        asked = claude_permissions.ask(request, self._cwd, plan=own.get("plan") or self._messages.plan_text)
+        asked = claude_permissions.ask(request, self._cwd, plan=own.get("plan"))
         return [*events, asked] if request.id in self._answers else events
 
     async def answer(self, request: str, answer: PermissionAnswer) -> None:
@@ -423,6 +425,7 @@ class ClaudeDriver:
         try:
             if model is not None:
                 await client.set_model(None if model == "default" else model)
+                self._model = model
             if effort is not None:
                 order = {"subtype": "apply_flag_settings", "settings": {"effortLevel": effort}}
                 await self._query()._send_control_request(order)
@@ -433,6 +436,16 @@ class ClaudeDriver:
         if self._client is None:
             raise ConnectionError("Claude Code is not started")
         return self._client
+
+
+def _process_id(transport: Any) -> int | None:
+    """The keeper's process id, also when it has ended; None where there was none. Raises `AgentStartError` when this SDK does
+    not tell."""
+    try:
+        process = transport._process if transport is not None else None
+        return process.pid if process is not None else None
+    except AttributeError:
+        raise AgentStartError("agent_error", _UNKNOWN_SDK) from None
 
 
 _UNKNOWN_SDK = "This version of claude-agent-sdk is not known to the runtime: install the one that it names."

@@ -38,17 +38,13 @@ def failure(result: JsonObject, said: JsonObject | None, *, unreachable: bool) -
     if word in ("authentication_failed", "oauth_org_not_allowed") or status == 401:
         return AgentError("agent_auth_required", f"{SIGN_IN} ({message})" if message else SIGN_IN)
     if word == "rate_limit" or status == 429:
-        return AgentError("agent_rate_limited", message, retryable=True)
-    if isinstance(status, int) and status >= 500:
-        return AgentError("agent_overloaded", message, retryable=True)
-    if isinstance(status, int):
-        return AgentError("agent_request_refused", message)
-    if word in ("invalid_request", "billing_error", "model_not_found"):
-        return AgentError("agent_request_refused", message)
-    if any(part in detail for part in _UNREACHABLE) or unreachable:
+        return AgentError("agent_rate_limited", message or "The model's rate limit is reached.", retryable=True)
+    if word in ("invalid_request", "billing_error", "model_not_found") or (isinstance(status, int) and status < 500):
+        return AgentError("agent_request_refused", message or "The model refused the request.")
+    if status is None and (unreachable or any(part in detail for part in _UNREACHABLE)):
         return AgentError("agent_unreachable", message or "The model can't be reached.", retryable=True)
-    if word in ("server_error", "overloaded"):
-        return AgentError("agent_overloaded", message, retryable=True)
+    if word in ("server_error", "overloaded") or isinstance(status, int):
+        return AgentError("agent_overloaded", message or "The model is overloaded.", retryable=True)
     return AgentError("agent_error", message or "The agent's turn failed.")
 
 

@@ -68,7 +68,6 @@ class ClaudeEvents:
 
     def __init__(self, cwd: str) -> None:
         self.session_id: str | None = None
-        self.plan_text: str | None = None
         self._cwd = cwd
         self._turn: _Turn | None = None
         self._prompts: set[str] = set()
@@ -112,9 +111,6 @@ class ClaudeEvents:
         if tool_use_id in self._called or tool_use_id in self._ended:
             return []
         self._called[tool_use_id] = (tool, input)
-        path = input.get("file_path")
-        if tool == "Write" and isinstance(path, str) and "/plans/" in path and path.endswith(".md"):
-            self.plan_text = str(input.get("content", ""))
         return [
             ToolCalled(
                 tool_use_id=tool_use_id,

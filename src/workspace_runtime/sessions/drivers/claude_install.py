@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .base import AgentMode, AgentModel, Capabilities, JsonObject
@@ -45,15 +45,16 @@ MODES = (
     AgentMode("bypassPermissions", "Bypass permissions", "Does everything without asking.", dangerous=True),
 )
 
-# Aliases of the CLI: which model each stands for is the CLI's to know.
-MODELS = (
+# Aliases of the CLI, until one that started tells of its own: which model each stands for is the CLI's to know.
+MODELS: tuple[AgentModel, ...] = (
     AgentModel("default", "Default", efforts=EFFORTS, default=True),
     AgentModel("opus", "Opus", efforts=EFFORTS),
-    AgentModel("sonnet", "Sonnet", efforts=EFFORTS),
-    AgentModel("haiku", "Haiku"),
-    AgentModel("opusplan", "Opus to plan, Sonnet to work", efforts=EFFORTS),
     AgentModel("fable", "Fable", efforts=EFFORTS),
+    AgentModel("sonnet", "Sonnet", efforts=EFFORTS),
+    AgentModel("haiku", "Haiku", efforts=EFFORTS),
 )
+# Aliases that the CLI takes and does not list.
+_UNLISTED = frozenset({"opusplan", "best"})
 
 # A full name: claude-…, with a provider's prefix, date or version (Bedrock, Vertex, a gateway), or an ARN of Bedrock.
 _MODEL = re.compile(
@@ -65,9 +66,25 @@ _KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN")
 _PROVIDERS = ("CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_USE_VERTEX", "CLAUDE_CODE_USE_FOUNDRY", "CLAUDE_CODE_USE_MANTLE")
 
 
-def known_model(model: str) -> bool:
+def known_model(model: str, listed: Sequence[AgentModel] = MODELS) -> bool:
     """Whether the CLI could know a model of this name: an alias, or what looks like a full name."""
-    return model.removesuffix("[1m]") in {known.id for known in MODELS} or _MODEL.fullmatch(model) is not None
+    alias = model.removesuffix("[1m]")
+    return alias in _UNLISTED | {known.id for known in (*MODELS, *listed)} or _MODEL.fullmatch(model) is not None
+
+
+def models(told: JsonObject) -> tuple[AgentModel, ...]:
+    """The models in what a CLI tells of itself when it starts; none, where it tells of none."""
+    found = told.get("models")
+    return tuple(
+        AgentModel(
+            id=model["value"],
+            label=str(model.get("displayName") or model["value"]),
+            efforts=tuple(effort for effort in model.get("supportedEffortLevels") or () if effort in EFFORTS),
+            default=model["value"] == "default",
+        )
+        for model in (found if isinstance(found, list) else [])
+        if isinstance(model, dict) and isinstance(model.get("value"), str)
+    )
 
 
 def sdk_folder() -> Path | None:
@@ -115,7 +132,8 @@ def signed_in(env: Mapping[str, str]) -> bool | None:
         known = _object(path)
         if known.get("oauthAccount") or known.get("primaryApiKey"):
             return True
-        if known.get("apiKeyHelper") or any((known.get("env") or {}).get(name) for name in (*_KEYS, *_PROVIDERS)):
+        names = known.get("env")
+        if known.get("apiKeyHelper") or (isinstance(names, dict) and any(map(names.get, (*_KEYS, *_PROVIDERS)))):
             return None
     return False
 

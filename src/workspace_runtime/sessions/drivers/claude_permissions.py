@@ -131,7 +131,7 @@ def reply(request: Request, answer: PermissionAnswer, cwd: str) -> Allow | Deny:
             for tool, content in granted
         ],
     }
-    return Allow(input, [update] if granted else [])
+    return Allow(input, (update,) if granted else ())
 
 
 def _answers(request: Request, answers: Mapping[str, Sequence[str] | str]) -> dict[str, str]:

@@ -50,6 +50,7 @@ _SUBJECTS = (
     "skill",
 )
 _TITLE_CHARACTERS = 120
+_TITLES = {"AskUserQuestion": "Question", "ExitPlanMode": "Plan to carry out", "EnterPlanMode": "Make a plan"}
 
 
 def kind(tool: str) -> ToolKind:
@@ -64,7 +65,7 @@ def title(tool: str, input: JsonObject, cwd: str) -> str:
         if isinstance(value, str) and value.strip():
             subject = _relative(value, cwd) if name.endswith("path") else value.strip().splitlines()[0]
             return f"{_name(tool)}: {subject}"[:_TITLE_CHARACTERS]
-    return _name(tool)
+    return _TITLES.get(tool) or _name(tool)
 
 
 def locations(tool: str, input: JsonObject) -> tuple[Location, ...]:

@@ -123,12 +123,12 @@ class DemoDriver:
         """What the agent says. See `base.Driver`."""
         if self._child is None:
             return
-        async for lines in self._child.lines():
+        while lines := await self._child.read_lines():
             for line in lines:
                 yield map_line(orjson.loads(line))
         if not self._closed:
             logger.warning(
-                "the demo agent of %s ended by itself: %s", self._spec.session_id, self._child.errors()[-2000:]
+                "the demo agent of %s ended by itself: %s", self._spec.session_id, self._child.stderr_tail[-2000:]
             )
 
     async def prompt(self, parts: Sequence[PromptPart]) -> None:

@@ -1,498 +1,797 @@
-"""The demo agent: a process that plays an agent by a small script language. It is no AI, and needs no key and no network.
+"""The demo agent: a process of its own that does what its prompt says, word by word. It is no AI.
 
-It stands alone (standard library only) and speaks JSON lines: orders on standard input (`prompt`, `steer`, `interrupt`, `answer`,
-`configure`), events on standard output; `demo_events.py` maps these to the product's own. The conversation is kept in a file
-named by the conversation's id, so that a new process can go on with it.
+It stands in for a coding agent wherever one is needed without a key or a network: to try the product, and to test a client
+against everything an agent can do. `HELP` documents its language, and is what it answers to words it does not know.
 
-HELP is the language's documentation: what the agent answers to words it does not know.
+It speaks JSON lines on its standard streams; `demo_events` maps them. The first line it gets is `start`, it answers `started`
+or `refused`. One thread reads what it is told, another works through the turns, so that an interrupt is heard at any time. A
+conversation is a file of JSON lines in the folder named by `start`, written before anything is done, so it outlives a SIGKILL.
+Only the standard library is used: it also runs by its path alone.
 """
 
-import base64
 import json
 import os
 import queue
+import re
 import signal
-import subprocess
 import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from typing import Any
 
-HELP = """I am the demo agent: no AI, just a small script player, so that you can try everything without a key.
-Write one command a line; I play them in order:
+JsonObject = dict[str, Any]
 
-  say TEXT              answer, streamed word by word
-  think TEXT            think, streamed
-  read PATH             read a file of my folder (tool Read)
-  write PATH TEXT       write a file of my folder (tool Write, asks first)
-  run COMMAND           run a shell command (tool Bash, asks first)
-  ask TEXT              ask a permission, and tell how it was answered
-  question TEXT | A | B ask a question with answers to choose from
-  plan A | B | C        show a to-do list, and work it off
-  propose TEXT          present a plan, and ask to go ahead
-  sub-agent TEXT        let a sub-agent say something (tool Task)
-  image                 take a picture (a tool result with an image)
-  wait SECONDS          do nothing for a while
-  later SECONDS TEXT    begin a turn by myself, some time after this one
-  recall                tell what you have asked before
-  big BYTES             a tool result of so many bytes
-  flood N [BYTES [RATE]] answer N blocks, at once or RATE a second, each with its number and the
-                        monotonic time in ns
-  fail [CODE]           end the turn with an error
-  crash [SIGNAL]        end my process (9 by default)
-  help                  this text
+HELP = """\
+I am the demo agent. I am no AI: I do what each line of your prompt says, in order.
 
-I ask before I write or run in the mode `ask`; in the mode `auto` I don't."""
+  say TEXT                      I answer TEXT, streamed word by word (\\n begins a new line)
+  think TEXT                    the same as thinking
+  read PATH                     I read a file
+  write PATH TEXT               I write a file, and ask first
+  run COMMAND                   I run a shell command, and ask first
+  ask TEXT                      I ask for a permission, and do nothing with it
+  question TEXT | A | B         I ask you to choose one (questions: one or more)
+  plan A | [~] B | [x] C        I show a to-do list: open, begun and done entries
+  propose TEXT                  I present a plan for you to accept
+  image                         I draw a picture
+  sub-agent NAME                a sub-agent does the indented lines that follow
+  repeat N COMMAND              I do a command N times
+  later SECONDS COMMAND         I begin a turn by myself, once this one has ended
+  wait SECONDS                  I do nothing for a while
+  pace MILLISECONDS             how long I take for a word from now on
+  recall                        I tell what you said earlier in this conversation
+  title TEXT                    I name the conversation
+  usage                         I tell how many words went in and out
+  flood N [BYTES [RATE]]        I say N texts of BYTES bytes, RATE a second or as fast as I can
+  stream N [BYTES]              I say one text in N pieces of BYTES bytes
+  fail [CODE]                   the turn fails (agent_error, agent_rate_limited, agent_overloaded, ...)
+  end REASON                    the turn ends early: max_tokens, max_turns or refusal
+  crash [SIGNAL]                my process dies (KILL, TERM, SEGV, ...)
+  help                          I say this
+  # TEXT                        I do nothing
 
-# one pixel
-PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-WORD_DELAY_S = float(os.environ.get("DEMO_WORD_DELAY_S", "0.01"))
+In the mode `ask` I ask before I write or run something; in `auto` I don't. What you allow "always" stands in the file
+.demo-agent.json of my folder, and I touch no file outside that folder. Images in a prompt are counted and measured."""
 
-Json = dict[str, Any]
+SETTINGS = ".demo-agent.json"
+CODES = (
+    "agent_error", "agent_auth_required", "agent_rate_limited", "agent_overloaded", "agent_unreachable",
+    "agent_request_refused", "agent_died",
+)  # fmt: skip
+# Milliseconds for a word.
+PACE = {"demo-fast": 1.0, "demo-slow": 80.0}
+CONTEXT_WINDOW = 100_000
+_TOOL_MARK = "WORKSPACE_RUNTIME_DEMO_TOOL"
+_ID = re.compile(r"[0-9a-f]{32}")
 
 
-class Stopped(Exception):
-    """The turn was interrupted."""
+class Interrupted(Exception):
+    """The turn was stopped."""
 
 
-class Failed(Exception):
-    """The turn fails with this code."""
+class Ended(Exception):
+    """The turn ends early; the argument is its stop reason."""
 
 
-class DemoAgent:
-    """One conversation. `folder` holds the conversations' files, `rules` is the file of the rules that were always allowed."""
+class Turn:
+    """A running turn: the lines still to do, and whether it was stopped."""
 
-    def __init__(self, folder: str, conversation: str, rules: str, mode: str, session_rules: list[str]) -> None:
-        self.conversation = conversation
-        self.path = os.path.join(folder, f"{conversation}.jsonl")
-        self.rules_path = rules
-        self.mode = mode
-        self.session_rules = set(session_rules)
-        self.orders: queue.Queue[Json | None] = queue.Queue()
-        self.answers: dict[str, Json] = {}
-        self.steered: queue.Queue[str] = queue.Queue()
+    def __init__(self, lines: list[str], by_itself: bool = False) -> None:
+        self.lines = lines
+        self.by_itself = by_itself
         self.stop = threading.Event()
-        self.wake = threading.Condition()
-        self.process: subprocess.Popen[bytes] | None = None
-        self.words = 0
-        self.parent: str | None = None
-        self.out = sys.stdout.buffer
+        self.words_in = 0
+        self.words_out = 0
+        self.helped = False
+
+
+class Agent:
+    """The whole state of one conversation. `hear` is called by the reading thread, `work` runs in the other."""
+
+    def __init__(self, say: Callable[[JsonObject], None], start: JsonObject) -> None:
+        self.say = say
+        self.mode: str = start.get("mode") or "ask"
+        self.model: str = start.get("model") or "demo-fast"
+        self.system_prompt: str | None = start.get("system_prompt")
+        self.rules: set[str] = set(start.get("rules") or ())
+        self.pace = PACE.get(self.model, 1.0)
         self.lock = threading.Lock()
-        self.past = self._load()
+        self.turn: Turn | None = None
+        self.turns: queue.SimpleQueue[tuple[Turn, list[JsonObject]]] = queue.SimpleQueue()
+        self.waiting: dict[str, tuple[threading.Event, list[JsonObject]]] = {}
+        self.tool_mark: str | None = None
+        self.id, self.file, self.memory = _open_conversation(start)
 
-    def _load(self) -> list[str]:
-        try:
-            with open(self.path, encoding="utf-8") as file:
-                return [json.loads(line)["prompt"] for line in file]
-        except (OSError, ValueError):
-            return []
+    # --- the reading thread
 
-    # --- talking ------------------------------------------------------------------------------------------------------
+    def hear(self, message: JsonObject) -> None:
+        """Take one line of the driver's."""
+        kind = message["type"]
+        if kind in ("prompt", "steer"):
+            parts: list[JsonObject] = message["parts"]
+            lines = [line for part in parts if part["type"] == "text" for line in part["text"].splitlines()]
+            with self.lock:
+                # a prompt that meets a turn of our own joins it, so that it has one end
+                if self.turn is not None and not self.turn.stop.is_set():
+                    self._remember(lines)
+                    self.turn.words_in += _words(lines)
+                    self.turn.lines += lines
+                    return
+                self._begin(Turn(lines, by_itself=kind == "steer"), parts)
+        elif kind == "interrupt":
+            with self.lock:
+                if self.turn is not None:
+                    self._stop(self.turn)
+        elif kind == "answer":
+            waiting = self.waiting.get(message["request"])
+            if waiting is not None:
+                waiting[1].append(message)
+                waiting[0].set()
+        elif kind == "configure":
+            if message.get("mode"):
+                self.mode = message["mode"]
+            if message.get("model"):
+                self.model = message["model"]
+                self.pace = PACE.get(self.model, 1.0)
+            self.say({"type": "session", "model": self.model, "mode": self.mode})
 
-    def emit(self, type: str, **fields: Any) -> None:
-        if self.parent is not None:
-            fields["parent"] = self.parent
-        line = json.dumps({"type": type, **fields}).encode() + b"\n"
-        with self.lock:
-            self.out.write(line)
-            self.out.flush()
+    def _begin(self, turn: Turn, parts: list[JsonObject]) -> None:
+        self.turn = turn if self.turn is None else self.turn
+        self.turns.put((turn, parts))
 
-    def listen(self) -> None:
-        """Read orders until the end of the input; then the process ends."""
-        for line in sys.stdin.buffer:
-            order = json.loads(line)
-            if order["op"] == "interrupt":
-                self.interrupt()
-            elif order["op"] == "answer":
-                with self.wake:
-                    self.answers[order["request"]] = order
-                    self.wake.notify_all()
-            elif order["op"] == "configure":
-                self.mode = order.get("permission_mode") or self.mode
-            elif order["op"] == "steer":
-                self.steered.put(text_of(order["parts"]))
-            else:
-                self.orders.put(order)
-        os._exit(0)
+    def _stop(self, turn: Turn) -> None:
+        turn.stop.set()
+        for event, _ in list(self.waiting.values()):
+            event.set()
+        if self.tool_mark is not None:
+            _kill_marked(self.tool_mark)
 
-    def interrupt(self) -> None:
-        self.stop.set()
-        process = self.process
-        if process is not None:
-            kill_group(process)
-        with self.wake:
-            self.wake.notify_all()
+    def _remember(self, lines: list[str]) -> None:
+        text = "\n".join(lines)
+        self.memory.append(text)
+        os.write(self.file, json.dumps({"prompt": text}).encode() + b"\n")
 
-    def pause(self, seconds: float) -> None:
-        if self.stop.wait(seconds) if seconds > 0 else self.stop.is_set():
-            raise Stopped
+    # --- the working thread
 
-    # --- turns --------------------------------------------------------------------------------------------------------
-
-    def serve(self) -> None:
-        self.emit("session", id=self.conversation, mode=self.mode)
-        threading.Thread(target=self.listen, daemon=True).start()
+    def work(self) -> None:
+        """Do one turn after the other, for ever."""
         while True:
-            order = self.orders.get()
-            if order is None:
+            turn, parts = self.turns.get()
+            with self.lock:
+                self.turn = turn
+                self._remember(list(turn.lines))
+            turn.words_in += _words(turn.lines)
+            if turn.by_itself:
+                self.say({"type": "began", "reason": "It was asked to begin by itself."})
+            try:
+                self._look_at(turn, parts)
+                self._do_all(turn)
+                reason = "end_turn"
+            except Interrupted:
+                reason = "interrupted"
+            except Ended as ended:
+                reason = ended.args[0]
+            with self.lock:
+                if self.turn is turn:
+                    self.turn = None
+            usage = self._usage(turn)
+            self.say({"type": "usage", "usage": usage})
+            self.say({"type": "ended", "stop_reason": reason, "usage": usage})
+
+    def _do_all(self, turn: Turn) -> None:
+        while True:
+            with self.lock:
+                if not turn.lines:
+                    self.turn = None  # from here on a prompt is a turn of its own
+                    return
+                line = turn.lines.pop(0)
+                nested: list[str] = []
+                if line.split(maxsplit=1)[:1] == ["sub-agent"]:
+                    depth = len(line) - len(line.lstrip())
+                    while turn.lines and turn.lines[0].strip() and _depth(turn.lines[0]) > depth:
+                        nested.append(turn.lines.pop(0))
+            self._do(turn, line, nested, None)
+
+    def _do(self, turn: Turn, line: str, nested: list[str], parent: str | None) -> None:
+        if turn.stop.is_set():
+            raise Interrupted
+        word, _, rest = line.strip().partition(" ")
+        if not word or word.startswith("#"):
+            return
+        rest = rest.strip()
+        if word.lower() in ("sub-agent", "subagent"):
+            self._sub_agent(turn, rest or "helper", nested, parent)
+            return
+        command = COMMANDS.get(word.lower())
+        if command is not None:
+            try:
+                command(self, turn, rest, parent)
                 return
-            if order["op"] == "later":
-                self.emit("turn_started", reason="later")
-            self.turn(order["parts"])
+            except ValueError:  # not a number where one is needed
+                word = line.strip()
+        if not turn.helped:
+            turn.helped = True
+            self._stream(turn, "text", f"I don't know what to do with {word[:60]!r}.\n\n{HELP}", parent)
 
-    def turn(self, parts: list[Json]) -> None:
-        text = text_of(parts)
-        self.stop.clear()
-        self.words = 0
-        self.parent = None
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"prompt": text}) + "\n")
-        reason = "end_turn"
+    def _look_at(self, turn: Turn, parts: list[JsonObject]) -> None:
+        images = [part for part in parts if part["type"] == "image"]
+        if images:
+            sizes = ", ".join(f"{part['mime_type']} of {_base64_size(part['data'])} bytes" for part in images)
+            self._stream(turn, "text", f"You sent {_count(len(images), 'image')}: {sizes}.", None)
+        for part in parts:
+            if part["type"] == "file":
+                lines = f", lines {part['start_line']} to {part['end_line']}" if part.get("start_line") else ""
+                self._stream(turn, "text", f"You named the file {part['path']}{lines}.", None)
+
+    def _stream(self, turn: Turn, kind: str, text: str, parent: str | None) -> None:
+        """Say a block, word by word; cut short by an interrupt it is said as partial."""
+        block, said = uuid.uuid4().hex[:12], ""
+        for piece in re.findall(r"\s*\S+\s*?(?=\s|$)|\s+", text):
+            if turn.stop.wait(self.pace / 1000):
+                self._block(turn, kind, said, block, parent, partial=True)
+                raise Interrupted
+            said += piece
+            self.say({"type": "delta", "block": block, "kind": kind, "text": piece, "parent": parent})
+        self._block(turn, kind, said, block, parent)
+
+    def _block(
+        self, turn: Turn, kind: str, content: str, block: str | None, parent: str | None, partial: bool = False
+    ) -> None:
+        turn.words_out += len(content.split())
+        if content:
+            message = {"type": "block", "kind": kind, "content": content, "block": block, "parent": parent}
+            self.say(message | ({"partial": True} if partial else {}))
+
+    def _usage(self, turn: Turn) -> JsonObject:
+        used = _words(self.memory) + turn.words_out
+        return {
+            "input_tokens": turn.words_in, "output_tokens": turn.words_out,
+            "context_used_tokens": used, "context_window_tokens": CONTEXT_WINDOW,
+        }  # fmt: skip
+
+    # --- tools and permissions
+
+    def _tool(
+        self,
+        turn: Turn,
+        name: str,
+        kind: str,
+        input: JsonObject,
+        act: Callable[[JsonObject], JsonObject],
+        *,
+        title: str,
+        parent: str | None,
+        rule: str | None = None,
+        permission: JsonObject | None = None,
+    ) -> None:
+        """Call a tool: ask where that is needed, `act` on the input that was allowed, tell the result."""
+        tool_id = "tool_" + uuid.uuid4().hex[:16]
+        places = [{"path": input["path"]}] if "path" in input else []
+        self.say({
+            "type": "tool", "id": tool_id, "name": name, "kind": kind, "input": input, "title": title,
+            "locations": places, "parent": parent,
+        })  # fmt: skip
+        result: JsonObject = {"status": "cancelled", "output": ""}
         try:
-            images = [part for part in parts if part["type"] == "image"]
-            for image in images:
-                size = len(base64.b64decode(image["data"]))
-                self.say(f"I see an image of {size} bytes ({image['mime_type']}).")
-            lines = [line.strip() for line in text.splitlines() if line.strip()]
-            if not lines and not images:
-                lines = ["help"]
-            for line in lines:
-                self.play(line)
-                while not self.steered.empty():
-                    for steered in self.steered.get().splitlines():
-                        self.play(steered.strip())
-            while not self.steered.empty():
-                self.play(self.steered.get())
-        except Stopped:
-            reason = "interrupted"
-        except Failed as fault:
-            self.emit("error", code=fault.args[0], message=fault.args[1])
-            reason = "error"
-        self.parent = None
-        self.past.append(text)
-        usage = {"input": len(text.split()), "output": self.words, "context": sum(len(p.split()) for p in self.past)}
-        self.emit("turn_ended", reason=reason, usage=usage)
-
-    def play(self, line: str) -> None:
-        """One line of a script."""
-        self.pause(0)
-        word, _, rest = line.partition(" ")
-        command = getattr(self, "do_" + word.lower().replace("-", "_"), None)
-        if command is None:
-            self.say(f"I don't know the word {word!r}. " + HELP)
-        else:
-            command(rest.strip())
-
-    # --- the words ----------------------------------------------------------------------------------------------------
-
-    def block(self, kind: str, text: str) -> None:
-        block = uuid.uuid4().hex[:12]
-        pieces = text.split(" ")
-        for number, piece in enumerate(pieces):
-            self.words += 1
-            self.emit("delta", kind=kind, block=block, text=piece if number == 0 else " " + piece)
-            self.pause(WORD_DELAY_S)
-        self.emit("block", kind=kind, block=block, text=text)
-
-    def say(self, text: str) -> None:
-        self.block("text", text)
-
-    do_say = say
-
-    def do_think(self, text: str) -> None:
-        self.block("thinking", text)
-
-    def do_help(self, text: str) -> None:
-        self.say(HELP)
-
-    def do_wait(self, text: str) -> None:
-        self.pause(number(text, 1.0))
-
-    def do_fail(self, text: str) -> None:
-        raise Failed(text or "agent_error", "You asked me to fail.")
-
-    def do_crash(self, text: str) -> None:
-        self.out.flush()
-        os.kill(os.getpid(), int(number(text, 9)))
-        self.pause(5)
-
-    def do_recall(self, text: str) -> None:
-        self.say(
-            "You asked me before: " + "; ".join(repr(prompt) for prompt in self.past) if self.past else "Nothing yet."
-        )
-
-    def do_later(self, text: str) -> None:
-        seconds, _, rest = text.partition(" ")
-        order = {"op": "later", "parts": [{"type": "text", "text": f"say {rest or 'It is later.'}"}]}
-        timer = threading.Timer(number(seconds, 1.0), self.orders.put, (order,))
-        timer.daemon = True
-        timer.start()
-        self.say("I come back to that.")
-
-    def do_flood(self, text: str) -> None:
-        count, size, rate = [*text.split(), "", "", ""][:3]
-        filling = "x" * int(number(size, 100))
-        per_second = number(rate, 0)
-        began = time.monotonic()
-        lines: list[bytes] = []
-        for index in range(int(number(count, 1000))):
-            words = f"{index} {time.monotonic_ns()} {filling}"
-            lines.append(b'{"type":"block","kind":"text","text":"%b"}\n' % words.encode())
-            ahead = began + index / per_second - time.monotonic() if per_second else 0.0
-            if ahead > 0 or len(lines) == 64:
-                with self.lock:
-                    self.out.write(b"".join(lines))
-                    self.out.flush()
-                lines = []
-                self.pause(ahead)
-        with self.lock:
-            self.out.write(b"".join(lines))
-            self.out.flush()
-
-    # --- tools --------------------------------------------------------------------------------------------------------
-
-    def tool(self, name: str, kind: str, title: str, input: Json, path: str | None = None) -> str:
-        tool_use_id = "demo_" + uuid.uuid4().hex[:12]
-        self.emit("tool", id=tool_use_id, tool=name, kind=kind, title=title, input=input, path=path)
-        return tool_use_id
-
-    def ended(self, tool_use_id: str, output: str, status: str = "completed", **more: Any) -> None:
-        self.emit("tool_ended", id=tool_use_id, output=output, status=status, **more)
-
-    def do_read(self, text: str) -> None:
-        tool_use_id = self.tool("Read", "read", f"Read {text}", {"path": text}, text)
-        try:
-            with open(inside(text), encoding="utf-8", errors="replace") as file:
-                self.ended(tool_use_id, file.read())
-        except OSError as fault:
-            self.ended(tool_use_id, f"{text}: {fault.strerror}", "failed")
-
-    def do_write(self, text: str) -> None:
-        path, _, content = text.partition(" ")
-        input = {"path": path, "content": content}
-        tool_use_id = self.tool("Write", "edit", f"Write {path}", input, path)
-        allowed = self.allowed(tool_use_id, "Write", f"Write {path}", input, f"Write({path})")
-        if allowed is None:
-            return
-        try:
-            with open(inside(str(allowed["path"])), "w", encoding="utf-8") as file:
-                file.write(str(allowed["content"]) + "\n")
-            self.ended(tool_use_id, f"Wrote {allowed['path']}.")
-        except OSError as fault:
-            self.ended(tool_use_id, f"{allowed['path']}: {fault.strerror}", "failed")
-
-    def do_run(self, text: str) -> None:
-        tool_use_id = self.tool("Bash", "execute", text, {"command": text})
-        allowed = self.allowed(tool_use_id, "Bash", text, {"command": text}, f"Bash({text})")
-        if allowed is None:
-            return
-        self.process = subprocess.Popen(
-            ["/bin/sh", "-c", str(allowed["command"])],  # running a command is what this tool is for
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            if self.stop.is_set():
-                kill_group(self.process)
-            output = self.process.communicate()[0].decode(errors="replace")
-            code = self.process.returncode
+            if permission is not None or (rule is not None and not self._allowed(rule, kind)):
+                question = {"tool": name, "input": input, "title": title, "tool_use_id": tool_id, "parent": parent}
+                answer = self._ask(turn, question | (permission or {"kind": "tool", "options": _options(rule)}))
+                if answer["decision"] == "deny":
+                    result = {"status": "denied", "output": answer.get("message") or "You did not allow it."}
+                    if answer.get("interrupt"):
+                        turn.stop.set()
+                        raise Interrupted
+                    return
+                if rule is not None and answer.get("scope") in ("session", "always"):
+                    self.rules.add(rule)
+                    if answer["scope"] == "always":
+                        self._keep_rule(turn, rule, parent)
+                input = {**input, **(answer.get("updated_input") or {}), "answers": answer.get("answers")}
+            if turn.stop.is_set():
+                raise Interrupted
+            result = act(input)
+            if turn.stop.is_set():
+                result["status"] = "cancelled"
         finally:
-            self.process = None
-        if self.stop.is_set():
-            self.ended(tool_use_id, output, "cancelled")
-            raise Stopped
-        self.ended(
-            tool_use_id,
-            output if code == 0 else f"{output}(exit status {code})",
-            "completed" if code == 0 else "failed",
-        )
+            self.say({"type": "result", "id": tool_id, "parent": parent, **result})
 
-    def do_big(self, text: str) -> None:
-        tool_use_id = self.tool("Big", "other", f"{text} bytes", {"bytes": text})
-        line = "0123456789abcdef" * 4 + "\n"
-        size = int(number(text, 1_000_000))
-        self.ended(tool_use_id, (line * (size // len(line) + 1))[:size])
+    def _allowed(self, rule: str, kind: str) -> bool:
+        if self.mode == "auto" and kind != "other":
+            return True
+        return rule in self.rules or rule in _kept_rules()
 
-    def do_image(self, text: str) -> None:
-        tool_use_id = self.tool("Picture", "other", "Take a picture", {})
-        self.ended(tool_use_id, "A picture of one pixel.", images=[{"mime_type": "image/png", "data": PICTURE}])
-
-    def do_sub_agent(self, text: str) -> None:
-        tool_use_id = self.tool("Task", "sub_agent", text[:60], {"prompt": text})
-        self.parent = tool_use_id
+    def _keep_rule(self, turn: Turn, rule: str, parent: str | None) -> None:
         try:
-            self.block("text", text or "Here I am.")
+            _keep_rule(rule)
+        except (OSError, ValueError) as fault:
+            self._stream(turn, "text", f"I can't keep that rule in {SETTINGS}: {fault}", parent)
+
+    def _ask(self, turn: Turn, permission: JsonObject) -> JsonObject:
+        request = uuid.uuid4().hex[:16]
+        event: threading.Event = threading.Event()
+        answers: list[JsonObject] = []
+        self.waiting[request] = event, answers
+        try:
+            self.say({"type": "permission", "request": request, **permission})
+            while not answers:
+                if turn.stop.is_set():
+                    self.say({"type": "withdrawn", "request": request})
+                    raise Interrupted
+                event.wait()
         finally:
-            self.parent = None
-        self.ended(tool_use_id, f"The sub-agent said: {text}")
+            del self.waiting[request]
+        return answers[0]
 
-    def do_plan(self, text: str) -> None:
-        entries = [entry.strip() for entry in text.split("|") if entry.strip()] or ["Think", "Act", "Rest"]
-        for done in range(len(entries) + 1):
-            states = [
-                "completed" if i < done else "in_progress" if i == done else "pending" for i in range(len(entries))
-            ]
-            self.emit(
-                "plan", entries=[{"id": str(i + 1), "content": e, "status": states[i]} for i, e in enumerate(entries)]
-            )
-            self.pause(WORD_DELAY_S)
-
-    # --- asking -------------------------------------------------------------------------------------------------------
-
-    def request(self, **fields: Any) -> Json:
-        """Ask, and wait for the answer."""
-        request = uuid.uuid4().hex[:12]
-        self.emit("permission", request=request, **fields)
-        with self.wake:
-            while request not in self.answers:
-                if self.stop.is_set():
-                    break
-                self.wake.wait(1.0)
-            answer = self.answers.pop(request, None)
-        if answer is None:
-            self.emit("withdrawn", request=request)
-            raise Stopped
-        if answer.get("interrupt"):
-            raise Stopped
-        return answer
-
-    def allowed(self, tool_use_id: str, tool: str, title: str, input: Json, rule: str) -> Json | None:
-        """Whether a tool may run: with which input. None when it may not; its result is then told."""
-        if self.mode == "auto" or rule in self.session_rules or rule in self.rules():
-            return input
+    def _sub_agent(self, turn: Turn, name: str, nested: list[str], parent: str | None) -> None:
+        tool_id = "tool_" + uuid.uuid4().hex[:16]
+        input = {"description": name, "prompt": "\n".join(line.strip() for line in nested)}
+        self.say({
+            "type": "tool", "id": tool_id, "name": "Agent", "kind": "sub_agent", "input": input, "title": name,
+            "locations": [], "parent": parent,
+        })  # fmt: skip
+        status, output = "cancelled", ""
         try:
-            answer = self.request(
-                kind="tool",
-                tool=tool,
-                title=title,
-                input=input,
-                tool_use_id=tool_use_id,
-                rule=rule,
-                writes_to=self.rules_path,
-            )
-        except Stopped:
-            self.ended(tool_use_id, "", "cancelled")
+            lines = list(nested)
+            while lines:
+                line, inner = lines.pop(0), []
+                while lines and lines[0].strip() and _depth(lines[0]) > _depth(line):
+                    inner.append(lines.pop(0))
+                self._do(turn, line, inner, tool_id)
+            status, output = "completed", f"{name} is done."
+        except Ended:
+            status = "failed"
             raise
-        if answer["decision"] != "allow":
-            self.ended(tool_use_id, answer.get("message") or "Not allowed.", "denied")
-            return None
-        if answer.get("scope") == "session":
-            self.session_rules.add(rule)
-        elif answer.get("scope") == "always":
-            self.add_rule(rule)
-        return {**input, **(answer.get("updated_input") or {})}
+        finally:
+            self.say({"type": "result", "id": tool_id, "status": status, "output": output, "parent": parent})
 
-    def rules(self) -> list[str]:
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+def _say(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    agent._stream(turn, "text", _unescape(rest), parent)
+
+
+def _think(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    agent._stream(turn, "thinking", _unescape(rest), parent)
+
+
+def _help(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    turn.helped = True
+    agent._stream(turn, "text", HELP, parent)
+
+
+def _read(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    def act(input: JsonObject) -> JsonObject:
+        def read() -> str:
+            with open(_inside(input["path"]), encoding="utf-8", errors="replace") as file:
+                return file.read()
+
+        return _outcome(read)
+
+    agent._tool(turn, "Read", "read", {"path": rest}, act, title=f"Read {rest}", parent=parent)
+
+
+def _write(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    path, _, text = rest.partition(" ")
+
+    def act(input: JsonObject) -> JsonObject:
+        def write() -> str:
+            target = _inside(input["path"])
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+            with open(os.open(target, flags, 0o666), "w", encoding="utf-8") as file:
+                file.write(input["content"])
+            return f"Wrote {len(input['content'].encode())} bytes to {input['path']}."
+
+        return _outcome(write)
+
+    content = _unescape(text) + "\n"
+    title, rule = f"Write {path}", f"write {path}"
+    agent._tool(turn, "Write", "edit", {"path": path, "content": content}, act, title=title, parent=parent, rule=rule)
+
+
+def _run(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    def act(input: JsonObject) -> JsonObject:
+        return _outcome(lambda: _run_command(agent, turn, input["command"]))
+
+    title, rule = f"Run {rest}", f"run {rest}"
+    agent._tool(turn, "Run", "execute", {"command": rest}, act, title=title, parent=parent, rule=rule)
+
+
+def _run_command(agent: Agent, turn: Turn, command: str) -> str:
+    import subprocess  # not before it is needed: it costs 10 ms
+    import tempfile
+
+    mark = uuid.uuid4().hex
+    # a file, because something left in the background would hold a pipe open
+    with tempfile.TemporaryFile() as output:
+        with agent.lock:
+            if turn.stop.is_set():
+                raise Interrupted
+            agent.tool_mark = mark
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", command], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                env={**os.environ, _TOOL_MARK: mark}, process_group=0,
+            )  # fmt: skip
         try:
-            with open(self.rules_path, encoding="utf-8") as file:
-                rules = json.load(file)["allow"]
-                return rules if isinstance(rules, list) else []
-        except (OSError, ValueError, KeyError, TypeError):
-            return []
+            status = process.wait()
+        finally:
+            agent.tool_mark = None
+        if turn.stop.is_set():
+            _kill_marked(mark)
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+    if status:
+        raise OSError(f"{text}\n[{f'signal {-status}' if status < 0 else f'exit status {status}'}]".lstrip())
+    return text
 
-    def add_rule(self, rule: str) -> None:
-        os.makedirs(os.path.dirname(self.rules_path), exist_ok=True)
-        temporary = f"{self.rules_path}.{os.getpid()}"
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump({"allow": sorted({*self.rules(), rule})}, file, indent=2)
-        os.replace(temporary, self.rules_path)
 
-    def do_ask(self, text: str) -> None:
-        tool_use_id = self.tool("Ask", "other", text, {"text": text})
-        allowed = self.allowed(tool_use_id, "Ask", text, {"text": text}, f"Ask({text})")
-        if allowed is not None:
-            self.ended(tool_use_id, f"Allowed: {allowed['text']}")
+def _ask(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    def act(input: JsonObject) -> JsonObject:
+        return {"status": "completed", "output": f"Allowed: {input['text']}"}
 
-    def do_question(self, text: str) -> None:
-        parts = [part.strip() for part in text.split("|")]
-        options = [{"label": label} for label in parts[1:] if label]
-        tool_use_id = self.tool("Question", "question", parts[0], {"question": parts[0], "options": parts[1:]})
-        question = {"id": "q1", "question": parts[0] or "Well?", "options": options}
-        try:
-            answer = self.request(
-                kind="question",
-                tool="Question",
-                title=parts[0],
-                input={},
-                tool_use_id=tool_use_id,
-                questions=[question],
-            )
-        except Stopped:
-            self.ended(tool_use_id, "", "cancelled")
-            raise
-        if answer["decision"] != "allow":
-            self.ended(tool_use_id, answer.get("message") or "Not answered.", "denied")
+    agent._tool(turn, "Ask", "other", {"text": rest}, act, title=rest, parent=parent, rule=f"ask {rest}")
+
+
+def _question(agent: Agent, turn: Turn, rest: str, parent: str | None, multi: bool = False) -> None:
+    text, *labels = _split(rest)
+    options = [{"label": label} for label in labels]
+    question = {"id": "q1", "header": "Question", "question": text, "multi_select": multi, "options": options}
+
+    def act(input: JsonObject) -> JsonObject:
+        answer = (input.get("answers") or {}).get("q1", "")
+        return {"status": "completed", "output": answer if isinstance(answer, str) else ", ".join(answer)}
+
+    permission = {"kind": "question", "questions": [question], "options": []}
+    input = {"question": text, "options": labels}
+    agent._tool(turn, "Question", "question", input, act, title=text, parent=parent, permission=permission)
+
+
+def _questions(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    _question(agent, turn, rest, parent, multi=True)
+
+
+def _propose(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    text = _unescape(rest)
+    options = [
+        {"id": "accept", "decision": "allow", "scope": "once", "label": "Accept the plan"},
+        {"id": "reject", "decision": "deny", "scope": "once", "label": "Keep planning"},
+    ]
+
+    def act(input: JsonObject) -> JsonObject:
+        return {"status": "completed", "output": "The plan was accepted."}
+
+    permission = {"kind": "plan", "plan": text, "options": options}
+    agent._tool(turn, "Plan", "plan", {"plan": text}, act, title="A plan", parent=parent, permission=permission)
+
+
+def _plan(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    marks = {"[x]": "completed", "[~]": "in_progress", "[ ]": "pending"}
+    entries = []
+    for number, text in enumerate(_split(rest), 1):
+        status = marks.get(text[:3].lower())
+        content = text[3:].strip() if status else text
+        entries.append({"id": str(number), "content": content, "status": status or "pending"})
+    agent.say({"type": "plan", "entries": entries})
+
+
+def _image(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    def act(input: JsonObject) -> JsonObject:
+        return {
+            "status": "completed", "output": "A picture of 16 by 16 dots.",
+            "images": [{"mime_type": "image/png", "data": _picture()}],
+        }  # fmt: skip
+
+    agent._tool(turn, "Draw", "other", {}, act, title="Draw a picture", parent=parent)
+
+
+def _repeat(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    number, _, line = rest.partition(" ")
+    for _ in range(int(number)):
+        agent._do(turn, line, [], parent)
+
+
+def _later(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    seconds, _, line = rest.partition(" ")
+
+    def begin() -> None:
+        with agent.lock:
+            agent._begin(Turn([line], by_itself=True), [])
+
+    timer = threading.Timer(_seconds(seconds), begin)
+    timer.daemon = True
+    timer.start()
+
+
+def _wait(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    if turn.stop.wait(_seconds(rest)):
+        raise Interrupted
+
+
+def _pace(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    agent.pace = _seconds(rest)
+
+
+def _recall(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    earlier = agent.memory[:-1]
+    told = "".join(f"\n{number}. {text}" for number, text in enumerate(earlier, 1))
+    system = f"\nMy system prompt is: {agent.system_prompt}" if agent.system_prompt else ""
+    text = f"Earlier you said {_count(len(earlier), 'prompt')}:{told}" if earlier else "You said nothing before this."
+    agent._stream(turn, "text", text + system, parent)
+
+
+def _title(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    agent.say({"type": "session", "title": rest})
+
+
+def _tell_usage(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    usage = agent._usage(turn)
+    agent.say({"type": "usage", "usage": usage})
+    words = f"{_count(usage['input_tokens'], 'word')} in, {_count(usage['output_tokens'], 'word')} out."
+    agent._stream(turn, "text", words, parent)
+
+
+def _flood(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    """Each text begins with its number and the monotonic clock, so that its way through the system can be timed."""
+    number, size, rate = _numbers(rest, 1000, 120, 0)
+    started = time.monotonic()
+    for index in range(number):
+        if rate and (ahead := started + index / rate - time.monotonic()) > 0:
+            turn.stop.wait(ahead)
+        if turn.stop.is_set():
+            raise Interrupted
+        content = f"{index} {time.monotonic():.6f} ".ljust(size, "x")[: max(size, 1)]
+        agent._block(turn, "text", content, None, parent)
+
+
+def _stream_pieces(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    number, size, _ = _numbers(rest, 1000, 20, 0)
+    block = uuid.uuid4().hex[:12]
+    piece = "x" * (max(size, 1) - 1) + " "
+    for index in range(number):
+        if turn.stop.is_set():
+            agent._block(turn, "text", piece * index, block, parent, partial=True)
+            raise Interrupted
+        agent.say({"type": "delta", "block": block, "kind": "text", "text": piece, "parent": parent})
+    agent._block(turn, "text", piece * number, block, parent)
+
+
+def _fail(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    code, _, text = rest.partition(" ")
+    code = code if code in CODES else "agent_error"
+    retryable = code in ("agent_rate_limited", "agent_overloaded", "agent_unreachable")
+    message = text or "The prompt told the demo agent to fail."
+    agent.say({"type": "error", "code": code, "message": message, "retryable": retryable})
+    raise Ended("error")
+
+
+def _end(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    if rest not in ("max_tokens", "max_turns", "refusal"):
+        raise ValueError
+    raise Ended(rest)
+
+
+def _crash(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    name = "SIG" + (rest.upper().removeprefix("SIG") or "KILL")
+    signo = getattr(signal, name, None)
+    if not isinstance(signo, signal.Signals):
+        raise ValueError
+    if signo not in (signal.SIGKILL, signal.SIGSTOP):
+        signal.signal(signo, signal.SIG_DFL)
+    os.kill(os.getpid(), signo)
+    time.sleep(1)
+
+
+COMMANDS: dict[str, Callable[[Agent, Turn, str, str | None], None]] = {
+    "say": _say, "think": _think, "read": _read, "write": _write, "run": _run, "ask": _ask, "question": _question,
+    "questions": _questions, "plan": _plan, "propose": _propose, "image": _image, "repeat": _repeat, "later": _later,
+    "wait": _wait, "pace": _pace, "recall": _recall, "title": _title, "usage": _tell_usage, "flood": _flood,
+    "stream": _stream_pieces, "fail": _fail, "end": _end, "crash": _crash, "help": _help,
+}  # fmt: skip
+
+
+# --- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _depth(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _words(lines: list[str]) -> int:
+    return sum(len(line.split()) for line in lines)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split("|")]
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t", "\\": "\\"}[match[1]], text)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= 86_400:
+        raise ValueError
+    return seconds
+
+
+def _numbers(text: str, *defaults: int) -> Iterator[int]:
+    given = [int(word) for word in text.split()]
+    if any(number < 0 for number in given):
+        raise ValueError
+    return iter((given + list(defaults[len(given) :]))[: len(defaults)])
+
+
+def _base64_size(data: str) -> int:
+    return len(data) * 3 // 4 - data[-2:].count("=")
+
+
+def _inside(path: str) -> str:
+    """The real path of a file of our folder. Raises `OSError` for one that lies outside."""
+    root = os.path.realpath(".")
+    target = os.path.realpath(os.path.join(root, path))
+    if target != root and not target.startswith(root.rstrip("/") + "/"):
+        raise OSError(f"{path} lies outside my folder.")
+    return target
+
+
+def _outcome(act: Callable[[], str]) -> JsonObject:
+    try:
+        return {"status": "completed", "output": act()}
+    except (OSError, KeyError, ValueError, TypeError) as fault:
+        return {"status": "failed", "output": str(fault)}
+
+
+def _options(rule: str | None) -> list[JsonObject]:
+    return [
+        {"id": "once", "decision": "allow", "scope": "once", "label": "Allow"},
+        {"id": "session", "decision": "allow", "scope": "session", "label": "Allow in this session", "rule": rule},
+        {
+            "id": "always", "decision": "allow", "scope": "always", "label": "Always allow", "rule": rule,
+            "writes_to": SETTINGS,
+        },
+        {"id": "deny", "decision": "deny", "scope": "once", "label": "Deny"},
+    ]  # fmt: skip
+
+
+def _settings() -> JsonObject:
+    try:
+        with open(SETTINGS, encoding="utf-8") as file:
+            found = json.load(file)
+    except FileNotFoundError:
+        return {}
+    if not isinstance(found, dict) or not isinstance(found.get("allow", []), list):
+        raise ValueError(f'it is not of the form {{"allow": ["run make"]}}')  # noqa: F541
+    return found
+
+
+def _kept_rules() -> list[str]:
+    try:
+        return list(_settings().get("allow", []))
+    except (OSError, ValueError):
+        return []
+
+
+def _keep_rule(rule: str) -> None:
+    settings = _settings()
+    settings["allow"] = sorted({*settings.get("allow", []), rule})
+    with open(f"{SETTINGS}.{os.getpid()}", "w", encoding="utf-8") as file:
+        json.dump(settings, file, indent=2)
+        file.write("\n")
+    os.replace(file.name, SETTINGS)
+
+
+def _picture() -> str:
+    """A small PNG in base64."""
+    import base64
+    import struct
+    import zlib
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    rows = b"".join(b"\0" + bytes(v for x in range(16) for v in (x * 16, y * 16, 160)) for y in range(16))
+    header = struct.pack(">IIBBBBB", 16, 16, 8, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return base64.b64encode(png).decode()
+
+
+def _kill_marked(mark: str) -> None:
+    """Kill every process of a tool, also what left its group or session: each has the mark in its environment."""
+    sought = f"{_TOOL_MARK}={mark}".encode()
+    for _ in range(100):
+        found = []
+        for entry in os.listdir("/proc") if os.path.isdir("/proc") else ():
+            try:
+                if entry.isdigit():
+                    with open(f"/proc/{entry}/environ", "rb") as file:
+                        if sought in file.read().split(b"\0"):
+                            found.append(int(entry))
+            except OSError:
+                continue
+        for signo in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in found:
+                try:
+                    os.kill(pid, signo)
+                except OSError:
+                    continue
+        if not found:
             return
-        said = (answer.get("answers") or {}).get("q1", "")
-        self.ended(tool_use_id, said if isinstance(said, str) else ", ".join(said))
+        time.sleep(0.002)
 
-    def do_propose(self, text: str) -> None:
-        tool_use_id = self.tool("Plan", "plan", "Go ahead?", {"plan": text})
+
+def _open_conversation(start: JsonObject) -> tuple[str, int, list[str]]:
+    """A conversation's id, its file and what was said in it. Raises `LookupError` when it is unknown."""
+    folder, earlier = start["folder"], start.get("resume")
+    memory: list[str] = []
+    lines = b""
+    if earlier:
+        if not _ID.fullmatch(earlier):
+            raise LookupError(f"{earlier!r} is no id of a demo conversation.")
         try:
-            answer = self.request(
-                kind="plan", tool="Plan", title="Go ahead?", input={"plan": text}, tool_use_id=tool_use_id, plan=text
-            )
-        except Stopped:
-            self.ended(tool_use_id, "", "cancelled")
-            raise
-        if answer["decision"] == "allow":
-            self.ended(tool_use_id, "The plan was accepted.")
-        else:
-            self.ended(tool_use_id, answer.get("message") or "The plan was refused.", "denied")
-
-
-def kill_group(process: "subprocess.Popen[bytes]") -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except OSError:
-        return
-
-
-def inside(path: str) -> str:
-    """A path of the agent's own folder. Raises `PermissionError` for one that leads out."""
-    here = os.path.realpath(".")
-    real = os.path.realpath(path)
-    if os.path.commonpath([here, real]) != here:
-        raise PermissionError(1, "outside of my folder")
-    return real
-
-
-def text_of(parts: list[Json]) -> str:
-    """A prompt's text; files by their paths."""
-    return "\n".join(
-        part["text"] if part["type"] == "text" else f"read {part['path']}" for part in parts if part["type"] != "image"
-    )
-
-
-def number(text: str, otherwise: float) -> float:
-    """A number of a script, not negative."""
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        return otherwise
+            with open(os.path.join(folder, earlier + ".jsonl"), "rb") as file:
+                lines = file.read()
+        except FileNotFoundError:
+            raise LookupError(f"There is no demo conversation {earlier}.") from None
+        lines = lines[: lines.rfind(b"\n") + 1]  # a last line that was cut was never acted on
+        memory = [json.loads(line)["prompt"] for line in lines.splitlines()]
+    name = earlier if earlier and not start.get("fork") else uuid.uuid4().hex
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    descriptor = os.open(os.path.join(folder, name + ".jsonl"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    if name != earlier:
+        os.write(descriptor, lines)
+    else:
+        os.ftruncate(descriptor, len(lines))
+    return name, descriptor, memory
 
 
 def main() -> None:
-    """Start with the settings in the first argument, as JSON."""
-    given = json.loads(sys.argv[1])
-    conversation = given.get("conversation") or str(uuid.uuid4())
-    folder = given["folder"]
-    if given.get("fork"):
-        source, conversation = conversation, str(uuid.uuid4())
+    """Speak on the standard streams until the input ends."""
+    lock = threading.Lock()
+    output = sys.stdout.buffer
+
+    def say(message: JsonObject) -> None:
+        line = json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") + b"\n"
+        with lock:
+            output.write(line)
+            output.flush()
+
+    source = iter(sys.stdin.buffer)
+    start = json.loads(next(source, b"null"))
+    if not isinstance(start, dict) or start.get("type") != "start":
+        print(HELP)
+        print("\nI speak JSON lines with the server: use me through it.")
+        return
+    try:
+        agent = Agent(say, start)
+    except (OSError, LookupError) as fault:
+        say({"type": "refused", "code": "agent_error", "message": str(fault)})
+        return
+    say({"type": "started", "id": agent.id, "model": agent.model, "mode": agent.mode})
+
+    def work() -> None:
         try:
-            with open(os.path.join(folder, f"{source}.jsonl"), "rb") as file:
-                past = file.read()
-        except OSError:
-            past = b""
-        with open(os.path.join(folder, f"{conversation}.jsonl"), "wb") as file:
-            file.write(past)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
-    DemoAgent(
-        folder, conversation, given["rules"], given.get("mode") or "ask", given.get("session_rules") or []
-    ).serve()
+            agent.work()
+        except BrokenPipeError:
+            os._exit(0)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+
+    threading.Thread(target=work, daemon=True).start()
+    for line in source:
+        agent.hear(json.loads(line))
+    os._exit(0)
 
 
 if __name__ == "__main__":
