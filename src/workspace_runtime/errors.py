@@ -43,7 +43,6 @@ PROBLEMS: Mapping[str, Problem] = {
     "shutting_down": Problem(503, "The server is stopping", "Try again once it has been started again."),
     "storage_unavailable": Problem(503, "State can't be written", "Free space on the state folder's disk."),
     # workspace
-    "workspace_not_found": Problem(404, "Unknown workspace", "GET /api/v1 tells the id of the one workspace here."),
     "path_invalid": Problem(
         400, "Invalid path", "Use a path relative to the workspace root, without empty or dot segments."
     ),
@@ -62,12 +61,7 @@ PROBLEMS: Mapping[str, Problem] = {
     "session_not_found": Problem(404, "Unknown session", "GET /api/v1/agent-sessions lists them."),
     "session_terminated": Problem(409, "The session is terminated", "POST …/reopen makes it idle again."),
     "session_active": Problem(409, "The session is in use", "Wait until it is idle, or interrupt it first."),
-    "turn_not_found": Problem(404, "Unknown turn", "GET …/queue or …/turns lists them."),
-    "turn_not_queued": Problem(
-        409, "The turn is not waiting", "Only a prompt that still waits can be changed or taken back."
-    ),
     "queue_full": Problem(429, "The queue is full", "Wait until a turn has ended, or take a prompt back."),
-    "prompt_invalid": Problem(422, "Invalid prompt", "Send a string or a list of blocks, with some content."),
     "idempotency_conflict": Problem(
         422, "Key used for another request", "Use a new client_message_id for a new prompt."
     ),

@@ -1,20 +1,22 @@
-"""The driver of the demo agent, which is built in: for trying everything, and for testing clients, without a key."""
+"""The demo agent as an agent kind, and its driver.
 
-import dataclasses
-import logging
+The agent is a process of its own that does what its prompt says (`demo_agent.HELP`): it needs no key and no network, and is
+no AI. It is driven like any other, so what holds for it in tests holds for the product.
+"""
+
+import asyncio
+import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from workspace_runtime import __version__
 from workspace_runtime.errors import WorkspaceError
-from workspace_runtime.processes import Child, spawn
+from workspace_runtime.processes import Child, agent_environment, finish, spawn
 
-from . import demo_agent
 from .base import (
     AgentEvent,
     AgentInfo,
@@ -22,40 +24,50 @@ from .base import (
     AgentModel,
     AgentStartError,
     Capabilities,
+    Driver,
     DriverSpec,
-    FilePart,
-    ImagePart,
+    JsonObject,
     PermissionAnswer,
     PromptPart,
 )
-from .demo_events import map_line
+from .demo_events import agent_event, answer_message, prompt_message
 
-logger = logging.getLogger(__name__)
+# imported, not run as a script, so that its bytecode is cached
+_BOOT = "import sys; sys.path.append(sys.argv.pop(1)); import demo_agent; demo_agent.main()"
+START_TIMEOUT_S = 20.0
+# It ends at once at the end of its input; its tools may need a moment more.
+CLOSE_GRACE_S = 0.5
 
 MODES = (
     AgentMode("ask", "Ask", "Asks before it writes a file or runs a command."),
-    AgentMode("auto", "Auto", "Writes and runs without asking.", dangerous=True),
+    AgentMode("auto", "Auto", "Writes files and runs commands without asking.", dangerous=True),
 )
-MODEL = AgentModel("script", "Script player (no AI)", default=True)
+MODELS = (
+    AgentModel("demo-fast", "Fast", context_window=100_000, default=True),
+    AgentModel("demo-slow", "Slow: some twelve words a second", context_window=100_000),
+)
 
 
 class DemoAgent:
-    """The kind. `folder` is where its conversations are kept."""
+    """The agent kind `demo`. Conversations are kept in the folder `demo` of `runtime_dir`."""
 
-    id = "demo"
+    def __init__(self, runtime_dir: Path) -> None:
+        self._folder = runtime_dir / "demo"
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    @property
+    def id(self) -> str:
+        """The name in the API."""
+        return "demo"
 
     async def info(self) -> AgentInfo:
-        """Always installed, never needs a sign-in."""
+        """What it is; always there."""
         return AgentInfo(
             id=self.id,
-            name="Demo agent (no AI)",
+            name="Demo (no AI)",
             installed=True,
             version=__version__,
             signed_in=True,
-            sign_in="Needs no sign-in: it plays a script. Its prompt `help` tells the words.",
+            sign_in="Nothing to do: it needs no key and no network. Say `help` to it.",
             capabilities=Capabilities(
                 steer=True,
                 fork=True,
@@ -66,104 +78,133 @@ class DemoAgent:
                 questions=True,
                 permissions=True,
                 updated_input=True,
+                set_model=True,
                 set_permission_mode=True,
+                system_prompt=True,
             ),
             modes=MODES,
-            models=(MODEL,),
+            models=MODELS,
         )
 
     def check(self, *, model: str | None, effort: str | None, permission_mode: str | None) -> None:
-        """Refuse what the demo agent does not have."""
-        if model not in (None, MODEL.id):
-            raise WorkspaceError("model_not_found", f"The demo agent has the model {MODEL.id!r} alone.")
+        """Raises `WorkspaceError` with `model_not_found`, `effort_not_found` or `mode_not_found`."""
+        if model is not None and model not in {known.id for known in MODELS}:
+            raise WorkspaceError("model_not_found", f"The demo agent has no model {model!r}.")
         if effort is not None:
-            raise WorkspaceError("effort_not_found", "The demo agent knows no effort.")
-        if permission_mode is not None and permission_mode not in {mode.id for mode in MODES}:
-            raise WorkspaceError("mode_not_found", "The demo agent has the modes ask and auto.")
+            raise WorkspaceError("effort_not_found", "The demo agent's models have no efforts.")
+        if permission_mode is not None and permission_mode not in {known.id for known in MODES}:
+            raise WorkspaceError("mode_not_found", f"The demo agent has no mode {permission_mode!r}.")
 
-    def driver(self, spec: DriverSpec) -> "DemoDriver":
+    def driver(self, spec: DriverSpec) -> Driver:
         """A driver for one session."""
         return DemoDriver(spec, self._folder)
 
 
 class DemoDriver:
-    """One demo agent's process."""
+    """See `base.Driver`."""
 
     def __init__(self, spec: DriverSpec, folder: Path) -> None:
         self._spec = spec
         self._folder = folder
         self._child: Child | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._early: list[JsonObject] = []
         self._closed = False
 
     async def start(self) -> None:
-        """Start the process. See `base.Driver`."""
+        """Start the agent. Raises `AgentStartError`, also when the driver is closed meanwhile."""
         if self._closed:
-            raise AgentStartError("agent_died", "The driver was closed.")
-        command = self._command()
+            raise AgentStartError("agent_died", "The session was closed.")
+        self._starting = asyncio.create_task(self._start())
         try:
-            self._child = await spawn(command, cwd=self._spec.cwd, env={**os.environ, **self._spec.env})
-        except OSError as fault:
-            raise AgentStartError("agent_error", f"The demo agent can't be started ({fault.strerror}).") from None
+            await self._starting
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():
+                raise AgentStartError("agent_died", "The session was closed while its agent started.") from None
+            raise
 
-    def _command(self) -> list[str]:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        env = {**os.environ, **self._spec.env}
-        config = env.get("XDG_CONFIG_HOME") or os.path.join(env.get("HOME") or os.path.expanduser("~"), ".config")
-        given = {
+    async def _start(self) -> None:
+        here = os.path.dirname(os.path.abspath(__file__))
+        environ = agent_environment(os.environ, self._spec.env)
+        command = [sys.executable, "-I", "-S", "-c", _BOOT, here]
+        try:
+            self._child = await spawn(command, cwd=self._spec.cwd, env=environ)
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await self._send(self._start_message())
+                lines = await self._child.read_lines()
+        except (OSError, TimeoutError) as fault:
+            raise AgentStartError("agent_error", f"The demo agent can't be started: {fault}") from None
+        self._early = [orjson.loads(line) for line in lines]
+        if not self._early:
+            tail = self._child.stderr_tail.strip()
+            raise AgentStartError("agent_died", f"The demo agent ended while it started. {tail}".strip())
+        if self._early[0]["type"] == "refused":
+            raise AgentStartError(self._early[0]["code"], self._early[0]["message"])
+
+    def _start_message(self) -> JsonObject:
+        spec = self._spec
+        return {
+            "type": "start",
             "folder": str(self._folder),
-            "conversation": self._spec.native_session_id,
-            "fork": self._spec.fork,
-            "mode": self._spec.permission_mode,
-            "session_rules": list(self._spec.session_rules),
-            "rules": os.path.join(config, "workspace-runtime-demo", "rules.json"),
+            "resume": spec.native_session_id,
+            "fork": spec.fork,
+            "model": spec.model,
+            "mode": spec.permission_mode,
+            "system_prompt": spec.system_prompt,
+            "rules": list(spec.session_rules),
         }
-        return [sys.executable, "-I", os.path.abspath(demo_agent.__file__), orjson.dumps(given).decode()]
 
     async def events(self) -> AsyncIterator[AgentEvent]:
-        """What the agent says. See `base.Driver`."""
-        if self._child is None:
-            return
-        while lines := await self._child.read_lines():
+        """See `base.Driver`. A line that was cut by the agent's death is dropped."""
+        messages, self._early = self._early, []
+        for message in messages:
+            if (event := agent_event(message)) is not None:
+                yield event
+        while self._child is not None and (lines := await self._child.read_lines()):
             for line in lines:
-                yield map_line(orjson.loads(line))
-        if not self._closed:
-            logger.warning(
-                "the demo agent of %s ended by itself: %s", self._spec.session_id, self._child.stderr_tail[-2000:]
-            )
+                try:
+                    message = orjson.loads(line)
+                except orjson.JSONDecodeError:
+                    continue
+                if (event := agent_event(message)) is not None:
+                    yield event
 
     async def prompt(self, parts: Sequence[PromptPart]) -> None:
-        """Begin a turn."""
-        await self._order("prompt", parts=[_part(part) for part in parts])
+        """See `base.Driver`."""
+        await self._send(prompt_message("prompt", parts))
 
     async def steer(self, parts: Sequence[PromptPart]) -> None:
         """Add lines to the running script."""
-        await self._order("steer", parts=[_part(part) for part in parts])
+        await self._send(prompt_message("steer", parts))
 
     async def interrupt(self) -> None:
-        """Stop the running turn."""
-        await self._order("interrupt")
+        """See `base.Driver`."""
+        await self._send({"type": "interrupt"})
 
     async def answer(self, request: str, answer: PermissionAnswer) -> None:
-        """Answer a permission or a question."""
-        await self._order("answer", request=request, **dataclasses.asdict(answer))
+        """See `base.Driver`."""
+        await self._send(answer_message(request, answer))
 
     async def configure(self, *, model: str | None, effort: str | None, permission_mode: str | None) -> None:
-        """Change the permission mode."""
-        if permission_mode is not None:
-            await self._order("configure", permission_mode=permission_mode)
+        """Change the pace (`model`) or what is asked for. Raises `WorkspaceError` for what the agent does not know."""
+        DemoAgent(self._folder).check(model=model, effort=effort, permission_mode=permission_mode)
+        await self._send({"type": "configure", "model": model, "mode": permission_mode})
 
     async def close(self) -> None:
-        """End the process and all that it started."""
+        """See `base.Driver`."""
         self._closed = True
+        await finish(self._close())
+
+    async def _close(self) -> None:
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
         if self._child is not None:
-            await self._child.end(grace_s=0)
+            await self._child.end(CLOSE_GRACE_S)
 
-    async def _order(self, op: str, **fields: Any) -> None:
-        if self._child is None:
-            raise BrokenPipeError("not started")
-        await self._child.write(orjson.dumps({"op": op, **fields}) + b"\n")
-
-
-def _part(part: PromptPart) -> dict[str, Any]:
-    kind = "image" if isinstance(part, ImagePart) else "file" if isinstance(part, FilePart) else "text"
-    return {"type": kind, **dataclasses.asdict(part)}
+    async def _send(self, message: JsonObject) -> None:
+        # an agent that is gone is told by the end of its events
+        if self._child is not None:
+            with contextlib.suppress(BrokenPipeError):
+                await self._child.write(orjson.dumps(message) + b"\n")

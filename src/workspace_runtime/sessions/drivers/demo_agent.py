@@ -48,7 +48,7 @@ I am the demo agent. I am no AI: I do what each line of your prompt says, in ord
   stream N [BYTES]              I say one text in N pieces of BYTES bytes
   fail [CODE]                   the turn fails (agent_error, agent_rate_limited, agent_overloaded, ...)
   end REASON                    the turn ends early: max_tokens, max_turns or refusal
-  crash [SIGNAL]                my process dies (KILL, TERM, SEGV, ...)
+  crash [SIGNAL]                my process dies (KILL, TERM, SEGV, ...), or hangs (STOP)
   help                          I say this
   # TEXT                        I do nothing
 
@@ -160,6 +160,9 @@ class Agent:
         while True:
             turn, parts = self.turns.get()
             with self.lock:
+                if turn.by_itself and self.turn not in (None, turn):  # a prompt came meanwhile: one turn for both
+                    self.turn.lines[:0] = turn.lines
+                    continue
                 self.turn = turn
                 self._remember(list(turn.lines))
             turn.words_in += _words(turn.lines)
@@ -183,15 +186,13 @@ class Agent:
     def _do_all(self, turn: Turn) -> None:
         while True:
             with self.lock:
+                if turn.stop.is_set():
+                    raise Interrupted
                 if not turn.lines:
                     self.turn = None  # from here on a prompt is a turn of its own
                     return
                 line = turn.lines.pop(0)
-                nested: list[str] = []
-                if line.split(maxsplit=1)[:1] == ["sub-agent"]:
-                    depth = len(line) - len(line.lstrip())
-                    while turn.lines and turn.lines[0].strip() and _depth(turn.lines[0]) > depth:
-                        nested.append(turn.lines.pop(0))
+                nested = _take_nested(line, turn.lines)
             self._do(turn, line, nested, None)
 
     def _do(self, turn: Turn, line: str, nested: list[str], parent: str | None) -> None:
@@ -201,7 +202,7 @@ class Agent:
         if not word or word.startswith("#"):
             return
         rest = rest.strip()
-        if word.lower() in ("sub-agent", "subagent"):
+        if word.lower() == "sub-agent":
             self._sub_agent(turn, rest or "helper", nested, parent)
             return
         command = COMMANDS.get(word.lower())
@@ -335,10 +336,8 @@ class Agent:
         try:
             lines = list(nested)
             while lines:
-                line, inner = lines.pop(0), []
-                while lines and lines[0].strip() and _depth(lines[0]) > _depth(line):
-                    inner.append(lines.pop(0))
-                self._do(turn, line, inner, tool_id)
+                line = lines.pop(0)
+                self._do(turn, line, _take_nested(line, lines), tool_id)
             status, output = "completed", f"{name} is done."
         except Ended:
             status = "failed"
@@ -366,7 +365,11 @@ def _help(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
 def _read(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
     def act(input: JsonObject) -> JsonObject:
         def read() -> str:
-            with open(_inside(input["path"]), encoding="utf-8", errors="replace") as file:
+            target = _inside(input["path"])
+            # non-blocking: a FIFO must not hold us
+            with open(os.open(target, os.O_RDONLY | os.O_NONBLOCK), encoding="utf-8", errors="replace") as file:
+                if not os.path.isfile(target):
+                    raise OSError(f"{input['path']} is not a file.")
                 return file.read()
 
         return _outcome(read)
@@ -596,6 +599,15 @@ COMMANDS: dict[str, Callable[[Agent, Turn, str, str | None], None]] = {
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
+def _take_nested(line: str, lines: list[str]) -> list[str]:
+    """Take from `lines` what belongs to the sub-agent that `line` begins: all that is indented more than it."""
+    nested: list[str] = []
+    if line.split(maxsplit=1)[:1] == ["sub-agent"]:
+        while lines and lines[0].strip() and _depth(lines[0]) > _depth(line):
+            nested.append(lines.pop(0))
+    return nested
+
+
 def _depth(line: str) -> int:
     return len(line) - len(line.lstrip())
 
@@ -791,6 +803,8 @@ def main() -> None:
     threading.Thread(target=work, daemon=True).start()
     for line in source:
         agent.hear(json.loads(line))
+    if agent.tool_mark is not None:
+        _kill_marked(agent.tool_mark)
     os._exit(0)
 
 

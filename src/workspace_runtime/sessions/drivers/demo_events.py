@@ -1,7 +1,11 @@
-"""Maps the demo agent's lines to the neutral agent events. Pure: no I/O."""
+"""What the demo agent says, as agent events, and what it is told: pure functions.
+
+The agent's messages are objects with a `type` (see `demo_agent`). One of a kind that is not known here is ignored, so an
+agent may be newer than the server; one that lacks a field raises `KeyError`.
+"""
 
 import base64
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from .base import (
     AgentError,
@@ -9,85 +13,191 @@ from .base import (
     AgentTurnStarted,
     BlockDelta,
     BlockEnded,
+    FilePart,
+    ImagePart,
+    JsonObject,
     Location,
+    PermissionAnswer,
     PermissionAsked,
     PermissionOption,
     PermissionWithdrawn,
     PlanChanged,
     PlanEntry,
+    PromptPart,
     Question,
     QuestionOption,
     SessionChanged,
+    TextPart,
     ToolCalled,
     ToolEnded,
     ToolImage,
     TurnEnded,
     Usage,
+    UsageChanged,
 )
 
-WINDOW_TOKENS = 100_000
+
+def agent_event(message: JsonObject) -> AgentEvent | None:
+    """The event that a message of the agent means, None where it means none."""
+    read = _READERS.get(message["type"])
+    return read(message) if read is not None else None
 
 
-def map_line(line: dict[str, Any]) -> AgentEvent:
-    """One line of the demo agent as an event. Raises `KeyError` for a line that is none of its."""
-    parent = line.get("parent")
-    match line["type"]:
-        case "delta":
-            return BlockDelta(line["block"], line["kind"], line["text"], parent)
-        case "block":
-            return BlockEnded(line["kind"], line["text"], line.get("block"), parent_tool_use_id=parent)
-        case "tool":
-            places = (Location(line["path"]),) if line.get("path") else ()
-            return ToolCalled(line["id"], line["tool"], line["input"], line["kind"], line["title"], places, parent)
-        case "tool_ended":
-            images = tuple(ToolImage(i["mime_type"], base64.b64decode(i["data"])) for i in line.get("images", ()))
-            return ToolEnded(line["id"], line["output"], line["status"], images, parent)
-        case "permission":
-            return _permission(line)
-        case "withdrawn":
-            return PermissionWithdrawn(line["request"])
-        case "plan":
-            return PlanChanged(tuple(PlanEntry(e["id"], e["content"], e["status"]) for e in line["entries"]))
-        case "session":
-            return SessionChanged(native_session_id=line["id"], permission_mode=line["mode"])
-        case "turn_started":
-            return AgentTurnStarted(line["reason"])
-        case "error":
-            return AgentError(line["code"], line["message"])
-        case "turn_ended":
-            used = line["usage"]
-            usage = Usage(
-                used["input"], used["output"], context_used_tokens=used["context"], context_window_tokens=WINDOW_TOKENS
-            )
-            return TurnEnded(line["reason"], usage, 0.0)
-        case other:
-            raise KeyError(other)
+def part_message(part: PromptPart) -> JsonObject:
+    """A piece of a prompt as the agent takes it."""
+    match part:
+        case TextPart(text):
+            return {"type": "text", "text": text}
+        case ImagePart(mime_type, data):
+            return {"type": "image", "mime_type": mime_type, "data": data}
+        case FilePart(path, start, end):
+            return {"type": "file", "path": path, "start_line": start, "end_line": end or start}
 
 
-def _permission(line: dict[str, Any]) -> PermissionAsked:
-    deny = PermissionOption("deny", "deny", "once", "Deny")
-    options: tuple[PermissionOption, ...] = (PermissionOption("allow", "allow", "once", "Allow"), deny)
-    if line["kind"] == "tool":
-        rule = line["rule"]
-        options = (
-            options[0],
-            PermissionOption("session", "allow", "session", "Allow this in the session", rule),
-            PermissionOption("always", "allow", "always", "Always allow this", rule, line["writes_to"]),
-            deny,
-        )
-    questions = tuple(
-        Question(q["id"], q["question"], options=tuple(QuestionOption(o["label"]) for o in q["options"]))
-        for q in line.get("questions", ())
+def answer_message(request: str, answer: PermissionAnswer) -> JsonObject:
+    """An answer to a permission as the agent takes it."""
+    return {
+        "type": "answer",
+        "request": request,
+        "decision": answer.decision,
+        "scope": answer.scope,
+        "updated_input": answer.updated_input,
+        "message": answer.message,
+        "answers": dict(answer.answers) if answer.answers is not None else None,
+        "interrupt": answer.interrupt,
+    }
+
+
+def _delta(message: JsonObject) -> AgentEvent:
+    return BlockDelta(message["block"], message["kind"], message["text"], message.get("parent"))
+
+
+def _block(message: JsonObject) -> AgentEvent:
+    return BlockEnded(
+        message["kind"],
+        message["content"],
+        message.get("block"),
+        message.get("partial", False),
+        message.get("parent"),
     )
+
+
+def _tool(message: JsonObject) -> AgentEvent:
+    return ToolCalled(
+        tool_use_id=message["id"],
+        tool=message["name"],
+        input=message["input"],
+        kind=message["kind"],
+        title=message.get("title"),
+        locations=tuple(Location(place["path"], place.get("line")) for place in message.get("locations", ())),
+        parent_tool_use_id=message.get("parent"),
+    )
+
+
+def _result(message: JsonObject) -> AgentEvent:
+    return ToolEnded(
+        tool_use_id=message["id"],
+        output=message["output"],
+        status=message["status"],
+        images=tuple(
+            ToolImage(image["mime_type"], base64.b64decode(image["data"])) for image in message.get("images", ())
+        ),
+        parent_tool_use_id=message.get("parent"),
+    )
+
+
+def _permission(message: JsonObject) -> AgentEvent:
     return PermissionAsked(
-        line["request"],
-        line["kind"],
-        line["tool"],
-        line["input"],
-        title=line["title"],
-        tool_use_id=line["tool_use_id"],
-        parent_tool_use_id=line.get("parent"),
-        plan=line.get("plan"),
-        questions=questions,
-        options=options,
+        request=message["request"],
+        kind=message["kind"],
+        tool=message["tool"],
+        input=message["input"],
+        title=message.get("title"),
+        tool_use_id=message.get("tool_use_id"),
+        parent_tool_use_id=message.get("parent"),
+        plan=message.get("plan"),
+        questions=tuple(_question(question) for question in message.get("questions", ())),
+        options=tuple(_option(option) for option in message.get("options", ())),
     )
+
+
+def _question(message: JsonObject) -> Question:
+    return Question(
+        id=message["id"],
+        question=message["question"],
+        header=message.get("header"),
+        multi_select=message.get("multi_select", False),
+        options=tuple(
+            QuestionOption(option["label"], option.get("description")) for option in message.get("options", ())
+        ),
+    )
+
+
+def _option(message: JsonObject) -> PermissionOption:
+    return PermissionOption(
+        id=message["id"],
+        decision=message["decision"],
+        scope=message["scope"],
+        label=message["label"],
+        rule=message.get("rule"),
+        writes_to=message.get("writes_to"),
+    )
+
+
+def _withdrawn(message: JsonObject) -> AgentEvent:
+    return PermissionWithdrawn(message["request"])
+
+
+def _plan(message: JsonObject) -> AgentEvent:
+    return PlanChanged(tuple(_entry(entry) for entry in message["entries"]))
+
+
+def _entry(message: JsonObject) -> PlanEntry:
+    return PlanEntry(message["id"], message["content"], message["status"], message.get("priority"))
+
+
+def _usage(message: JsonObject) -> AgentEvent:
+    return UsageChanged(Usage(**message["usage"]))
+
+
+def _started(message: JsonObject) -> AgentEvent:
+    return SessionChanged(message["id"], message["model"], message["mode"])
+
+
+def _session(message: JsonObject) -> AgentEvent:
+    return SessionChanged(model=message.get("model"), permission_mode=message.get("mode"), title=message.get("title"))
+
+
+def _began(message: JsonObject) -> AgentEvent:
+    return AgentTurnStarted(message.get("reason"))
+
+
+def _error(message: JsonObject) -> AgentEvent:
+    return AgentError(message["code"], message["message"], message.get("retryable", False))
+
+
+def _ended(message: JsonObject) -> AgentEvent:
+    usage = message.get("usage")
+    return TurnEnded(message["stop_reason"], Usage(**usage) if usage else None)
+
+
+_READERS: Mapping[str, Callable[[JsonObject], AgentEvent]] = {
+    "delta": _delta,
+    "block": _block,
+    "tool": _tool,
+    "result": _result,
+    "permission": _permission,
+    "withdrawn": _withdrawn,
+    "plan": _plan,
+    "usage": _usage,
+    "started": _started,
+    "session": _session,
+    "began": _began,
+    "error": _error,
+    "ended": _ended,
+}
+
+
+def prompt_message(kind: str, parts: Sequence[PromptPart]) -> JsonObject:
+    """A `prompt`, or a `steer` into the running turn."""
+    return {"type": kind, "parts": [part_message(part) for part in parts]}
