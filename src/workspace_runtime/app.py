@@ -44,7 +44,7 @@ class Application:
 
 def default_agents(state: StateFolder) -> list[Agent]:
     """The agents that are built in."""
-    return [ClaudeAgent(state.runtime), DemoAgent(state.path / "demo")]
+    return [ClaudeAgent(state.runtime), DemoAgent(state.demo)]
 
 
 @contextlib.asynccontextmanager

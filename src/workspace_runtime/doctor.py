@@ -8,7 +8,6 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from . import __version__
 from .app import default_agents
@@ -88,12 +87,10 @@ def _sqlite(config: Config) -> Check:
 
 def _peers(config: Config) -> Check:
     peers = Peers()
-    netlink = peers._netlink is not None
+    source = peers.source
     peers.close()
-    if netlink:
-        return True, "the kernel tells whose a connection is (netlink)", ""
-    if Path("/proc/net/tcp").exists():
-        return True, "the kernel tells whose a connection is (/proc)", ""
+    if source is not None:
+        return True, f"the kernel tells whose a connection is ({source})", ""
     return False, "the kernel does not tell whose a connection is", "Set a token: workspace-runtime token > FILE"
 
 

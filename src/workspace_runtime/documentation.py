@@ -115,12 +115,16 @@ def build_api(routers: list[APIRouter], about: Callable[[], dict[str, Any]] | No
     async def home(request: Request) -> Response:
         return RedirectResponse(f"{request.scope.get('root_path', '')}/docs", 307)
 
-    @app.get("/health", response_model=HealthView, tags=["Health"], summary="Health check")
-    @app.get("/health/live", response_model=HealthView, tags=["Health"], summary="Alive?", name="health_live")
-    @app.get("/health/ready", response_model=HealthView, tags=["Health"], summary="Ready?", name="health_ready")
     async def health() -> Response:
-        """Needs no sign-in; tells details to whoever may connect. Answered by the entry, before it comes here."""
-        raise WorkspaceError("not_found", "Use GET.")
+        """Needs no sign-in. A stranger is told the status alone, whoever may connect more. 503 when it is not ready."""
+        raise WorkspaceError("not_found", "The entry answers this.")
+
+    for path, name, summary in (
+        ("/health", "health", "Health check"),
+        ("/health/live", "health_live", "Alive?"),
+        ("/health/ready", "health_ready", "Ready?"),
+    ):
+        app.get(path, name=name, response_model=HealthView, tags=["Health"], summary=summary)(health)
 
     @app.get("/api/v1", response_model=ApiView, tags=["Server"], summary="About this server")
     async def about_server() -> Response:

@@ -87,7 +87,7 @@ def agent_environment(environ: Mapping[str, str], extra: Mapping[str, str] | Non
 async def end_tree(pid: int, grace_s: float) -> None:
     """End a keeper that this process started, and everything below it; returns when nothing is left.
 
-    SIGTERM reaches the command at once; after `grace_s` all that is left is killed. Harmless when it has ended already.
+    The command gets SIGTERM and `grace_s`, then all that is left is killed; at once where that is 0. Harmless when it has ended already.
     Takes `grace_s` and 6 s at most, and finishes when it is cancelled.
     """
     await finish(_end_tree(pid, grace_s))
@@ -97,8 +97,9 @@ async def _end_tree(pid: int, grace_s: float) -> None:
     if not await asyncio.to_thread(_is_child, pid):  # ended, by its own will or by a SIGKILL that left the tree to us
         await asyncio.to_thread(_sweep, pid, True)
         return
-    _send(pid, signal.SIGTERM)
-    if not await exited(pid, grace_s):
+    if grace_s > 0:
+        _send(pid, signal.SIGTERM)
+    if not (grace_s > 0 and await exited(pid, grace_s)):
         _send(pid, signal.SIGQUIT)
         if not await exited(pid, keeper.GIVE_UP_S + 0.5):
             _send(pid, signal.SIGKILL)

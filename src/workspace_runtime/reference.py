@@ -73,8 +73,7 @@ def demo() -> str:
             HELP,
             "```",
             "",
-            "`write` and `read` stay inside the session's folder. What was allowed for always is kept in",
-            "`$XDG_CONFIG_HOME/workspace-runtime-demo/rules.json`. A turn's usage counts words.",
+            "A turn's usage counts words. The conversation is kept in the server's state, so that `recall` works after a `kill -9` too.",
             "",
         ]
     )

@@ -13,11 +13,13 @@ from .errors import ConfigError
 
 
 class StateFolder:
-    """The folder of one workspace's state. `runtime` within it holds what only lives as long as the server."""
+    """The folder of one workspace's state. `runtime` within it holds what only lives as long as the server,
+    `demo` the demo agent's conversations."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.runtime = path / "run"
+        self.demo = path / "demo"
 
     @contextlib.contextmanager
     def locked(self, config: Config) -> Iterator[None]:
@@ -55,13 +57,15 @@ class StateFolder:
         if self.path.stat().st_uid != os.geteuid():
             raise PermissionError(1, "it belongs to another user")
         os.chmod(self.path, 0o700)
-        self.runtime.mkdir(mode=0o700, exist_ok=True)
-        os.chmod(self.runtime, 0o700)
+        for folder in (self.runtime, self.demo):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            os.chmod(folder, 0o700)
 
     def announce(self, url: str) -> None:
         """Tell other processes of this user where the server is."""
         body = json.dumps({"url": url, "pid": os.getpid()})
         temporary = self.path / "server.json.new"
+        temporary.touch(mode=0o600)
         temporary.write_text(body)
         os.replace(temporary, self.path / "server.json")
 

@@ -285,6 +285,20 @@ def test_garbage_behind_a_good_request_leaves_its_answer_whole(served: Guarded) 
     assert served.ran == ["GET /good"]
 
 
+def test_a_request_that_breaks_while_it_waits_never_runs() -> None:
+    with guarded() as server, server.connect() as client:
+        client.sendall(b"GET /wait HTTP/1.1\r\n" + HOST + b"\r\n")
+        client.sendall(b"POST /now HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        server.talk(request("GET /other HTTP/1.1"))
+        client.sendall(b"zz\r\n" + HIDDEN)
+        server.talk(request("GET /other HTTP/1.1"))
+        server.loop.call_soon_threadsafe(server.release.set)
+        answer = read_all(client)
+    assert status(answer) == 200
+    assert answer.count(b"HTTP/1.1") == 1
+    assert server.ran == ["GET /wait", "GET /other", "GET /other"]
+
+
 @pytest.mark.parametrize("data", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: loc", b"\r\n"])
 def test_a_head_that_does_not_come_ends_the_connection(data: bytes) -> None:
     with guarded(HEAD_TIMEOUT_S=0.1) as server, server.connect() as client:

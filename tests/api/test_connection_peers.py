@@ -63,6 +63,23 @@ def test_one_that_sends_and_closes_at_once_never_runs(server: Guarded, hard: boo
 
 
 @needs_root
+def test_an_address_that_was_given_on_to_the_user_does_not_help_its_first_holder(server: Guarded) -> None:
+    with server.held():
+        with as_user(NOBODY):
+            client = server.connect()
+        end = client.getsockname()
+        client.sendall(request("GET /attack HTTP/1.1"))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        client.close()
+        mine = server.connect(bind=end)
+    with mine:
+        mine.sendall(request("GET /mine HTTP/1.1"))
+        assert status(read_all(mine)) == 200
+    server.await_lost(2)
+    assert server.ran == ["GET /mine"]
+
+
+@needs_root
 def test_one_that_half_closes_is_judged_by_its_true_user(server: Guarded) -> None:
     for uid, expected in ((NOBODY, 403), (0, 200)):
         with server.held():

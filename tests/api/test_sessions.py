@@ -66,8 +66,8 @@ def test_permissions_by_http(client: httpx.Client, server: ServerProcess) -> Non
     assert client.post(f"{path}/permissions/{waiting['id']}", json=edited).status_code == 200
     wait_status(client, session["id"], "idle")
     assert not (server.workspace / "a.txt").exists()
-    assert (server.workspace / "b.txt").read_text() == "two\n"
-    assert (server.workspace / "c.txt").read_text() == "edited\n"
+    assert (server.workspace / "b.txt").read_text().strip() == "two"
+    assert (server.workspace / "c.txt").read_text().strip() == "edited"
     answered = client.get(path + "/permissions?status=resolved").json()["items"]
     assert [item["resolution"]["decision"] for item in answered] == ["allow", "allow", "deny"]
 

@@ -183,7 +183,7 @@ class TestPermissions:
         assert not home.local_settings.exists()
         assert not any(e.permission_mode not in (None, "default") for e in one.all(SessionChanged))
         granted = tuple(rule for rule in rules if rule)
-        assert granted[0] == "Edit(/**)" and len(granted) == 2
+        assert granted[0] == f"Edit(/{home.workspace}/**)" and len(granted) == 2
         async with driven(claude(home, native_session_id=native, session_rules=granted)) as two:
             await two.turn(again)
             assert two.all(PermissionAsked) == []
@@ -206,6 +206,24 @@ class TestPermissions:
             await two.turn(prompt)
             assert two.all(PermissionAsked) == []
             assert [status for status, _ in two.outputs()] == ["completed", "completed"]
+
+    async def test_always_in_a_sub_folder_of_a_repository(self, home: ClaudeHome) -> None:
+        (home.workspace / ".git").mkdir()
+        cwd = home.workspace / "sub [1] (a)"
+        cwd.mkdir()
+        agent = ClaudeAgent(home.home / "runtime")
+        spec = DriverSpec("ses_1", home.workspace, cwd, home.env())
+        up = tool("Write", file_path="../up.txt", content="x")
+        asked = []
+        answers = {"up.txt": PermissionAnswer("deny"), "a.txt": PermissionAnswer("allow", scope="always")}
+        for _ in range(2):
+            async with driven(agent.driver(spec), lambda ask: answers[Path(ask.input["file_path"]).name]) as one:
+                await one.turn(script([WRITE], [up], [text("ok")]))
+                asked.append([Path(ask.input["file_path"]).name for ask in one.all(PermissionAsked)])
+                written = {o.writes_to for ask in one.all(PermissionAsked) for o in ask.options if o.writes_to}
+                assert written == {".claude/settings.local.json"}
+        assert asked == [["a.txt", "up.txt"], ["up.txt"]]
+        assert home.local_settings.exists()
 
     async def test_a_file_outside_is_a_rule_for_that_file(self, home: ClaudeHome, tmp_path: Path) -> None:
         outside = str(tmp_path / "outside.txt")
@@ -266,6 +284,24 @@ class TestPermissions:
             await one.turn(script([tool("Bash", command="touch ok")], [tool("Bash", command="rm ok")], [text("x")]))
         assert [status for status, _ in one.outputs()] == ["completed", "denied"]
         assert one.all(PermissionAsked) == []
+
+    async def test_a_slow_reader_gets_all_in_order(self, home: ClaudeHome, server: ModelServer) -> None:
+        driver = claude(home)
+        try:
+            await driver.start()
+            flood = text("0123456789" * 200, chunks=2000)
+            await driver.prompt([TextPart(script([think("hm"), flood, wait("sent"), WRITE], [text("ok")]))])
+            server.release("sent")
+            await until(lambda: "sent" in server.reached)  # nothing was read so far: the CLI's pipe holds it
+            one = Driven(driver)
+            reader = asyncio.get_running_loop().create_task(one.read())
+            await one.seen(TurnEnded)
+        finally:
+            await driver.close()
+        await reader
+        order = [type(e) for e in one.events if isinstance(e, BlockEnded | ToolCalled | PermissionAsked | ToolEnded)]
+        assert order == [BlockEnded, BlockEnded, ToolCalled, PermissionAsked, ToolEnded, BlockEnded]
+        assert one.texts()[0] == "0123456789" * 200
 
     async def test_an_unknown_answer_is_ignored(self, home: ClaudeHome) -> None:
         async with driven(claude(home)) as one:

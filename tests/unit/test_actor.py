@@ -150,7 +150,7 @@ async def test_an_interrupt_keeps_what_was_seen_and_pauses_the_queue(tmp_path: P
             BlockDelta("b1", "text", "sentence"),
             ToolCalled("t1", "Bash", {"command": "x"}),
         )
-        await until(lambda: session.actor.turn and session.actor.turn.tools)
+        await until(lambda: session.actor.recorder._tools)
         assert await session.actor.interrupt() == {"turn_id": first.turn_id, "stop_reason": "interrupted"}
         events = await history(manager, session)
         text = next(e for e in events if e["type"] == "text")
@@ -460,3 +460,38 @@ async def test_old_turns_are_trimmed(tmp_path: Path) -> None:
         assert first == session.stream.first and last - first < 20
         rows = await manager.log.read(session.record.stream, after=0, upto=last)
         assert orjson.loads(rows[0].data)["type"] == "turn_started"
+
+
+async def test_a_sub_agent_in_the_background_is_outside_of_any_turn(tmp_path: Path) -> None:
+    agent = ScriptedAgent()
+    agent.on_prompt = lambda driver, parts: driver.say(
+        base.PermissionAsked("r1", "tool", "Bash", {}, parent_tool_use_id="task", options=OPTIONS),
+        ToolCalled("t1", "Bash", {}, parent_tool_use_id="task"),
+        TurnEnded("end_turn"),
+    )
+    async with manager_of(tmp_path, agent) as manager:
+        session = await manager.create(NewSession("scripted", prompt=say("go")))
+        await until(lambda: session.record.turn_count == 1 and session.actor.turn is None)
+        assert manager.view(session)["status"] == "requires_action" and not session.actor.restable
+        (waiting,) = manager.pending_permissions(session.record.id)
+        await manager.answer_permission(session.record.id, waiting["id"], Answer(decision="allow"))
+        agent.started[0].say(ToolEnded("t1", "ok"), BlockEnded("text", "inner", parent_tool_use_id="task"))
+        await until(lambda: session.actor.restable)
+        events = await history(manager, session)
+        assert session.record.turn_count == 1 and manager.view(session)["status"] == "idle"
+        after = events[types(events).index("done") + 1 :]
+        assert [(e["type"], e["turn_id"]) for e in after if e["type"] in ("tool_result", "text")] == [
+            ("tool_result", None),
+            ("text", None),
+        ]
+
+
+async def test_a_permission_that_its_turn_ends_is_told_to_the_agent(tmp_path: Path) -> None:
+    agent = ScriptedAgent()
+    agent.on_prompt = lambda driver, parts: driver.say(
+        base.PermissionAsked("r1", "tool", "Bash", {}, options=OPTIONS), TurnEnded("end_turn")
+    )
+    async with manager_of(tmp_path, agent) as manager:
+        session = await manager.create(NewSession("scripted", prompt=say("go")))
+        await until(lambda: agent.started and any(isinstance(t, tuple) and t[0] == "r1" for t in agent.started[0].told))
+        assert session.record.status == "idle" and not manager.pending_permissions()

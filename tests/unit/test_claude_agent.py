@@ -11,7 +11,8 @@ import pytest
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.sessions.drivers import claude_install
 from workspace_runtime.sessions.drivers.base import DriverSpec, FilePart, ImagePart, PromptPart, TextPart
-from workspace_runtime.sessions.drivers.claude import ClaudeAgent, prompt_content
+from workspace_runtime.sessions.drivers.claude import ClaudeAgent
+from workspace_runtime.sessions.drivers.claude_prompts import prompt_content
 
 pytestmark = pytest.mark.anyio
 

@@ -60,9 +60,10 @@ def test_a_command_is_asked_with_every_scope() -> None:
 @pytest.mark.parametrize(
     ("asked", "rule"),
     [
-        (request("Write", {"file_path": "/workspace/a/b.txt"}, MODE), "Edit(/**)"),
-        (request("Edit", {"file_path": "a.txt"}, MODE), "Edit(/**)"),
-        (request("NotebookEdit", {"notebook_path": "/workspace/n.ipynb"}), "Edit(/**)"),
+        (request("Write", {"file_path": "/workspace/a/b.txt"}, MODE), "Edit(//workspace/**)"),
+        (request("Edit", {"file_path": "a.txt"}, MODE), "Edit(//workspace/**)"),
+        (request("NotebookEdit", {"notebook_path": "/workspace/n.ipynb"}), "Edit(//workspace/**)"),
+        (request("Write", {"file_path": "/x/[a]*.txt"}, MODE), "Edit(//x/\\\\[a\\\\]\\\\*.txt)"),
         (request("Write", {"file_path": "/workspaces/a.txt"}, MODE), "Edit(//workspaces/a.txt)"),
         (request("Write", {"file_path": "/workspace/../etc/x"}, MODE), "Edit(//etc/x)"),
         (request("Bash", {"command": "a && b"}, add_rules("a", "b *")), "Bash(a),Bash(b *)"),

@@ -224,6 +224,10 @@ def test_an_answer_about_another_socket_is_none(monkeypatch: pytest.MonkeyPatch)
         netlink._sequence = 0
         monkeypatch.setattr(netlink, "_open", lambda: Fake(header(20, answer[16:])))
         assert netlink.owner(other.getsockname(), local) is None
+        netlink._sequence = 0
+        moved = answer[16:].replace(socket.inet_aton("127.0.0.1"), socket.inet_aton("127.0.0.2"), 1)
+        monkeypatch.setattr(netlink, "_open", lambda: Fake(header(20, moved)))
+        assert netlink.owner(peer, local) is None
 
 
 # --- /proc ----------------------------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ class SessionActor:
     @property
     def restable(self) -> bool:
         """Whether the agent could be put to rest: it runs, and has nothing to do."""
-        return self.runner.driver is not None and self.turn is None and self.runner.idle
+        return self.runner.driver is not None and not self.recorder.busy and self.runner.idle
 
     def start(self) -> None:
         """Start the agent ahead of the first prompt."""
@@ -167,9 +167,7 @@ class SessionActor:
         if told.interrupt and self.turn is not None:
             self.turn.stop_as = "interrupted"
             self.runner.spawn(self._stop_unless_over(self.turn))
-        timer = self._timers.pop(permission.id, None)
-        if timer is not None:
-            timer.cancel()
+        self._stop_timer(permission)
         self.recorder.resolve(permission, told.decision, by, option_id=option.id if option else None, scope=told.scope)
         self.recorder.go_on()
         batch = self.recorder.commit(waited=True)
@@ -188,6 +186,7 @@ class SessionActor:
                     await self.runner.driver.configure(**settings)
         for name, value in changes.items():
             setattr(self.record, name, value)
+        self.record.chosen_model = changes.get("model", self.record.chosen_model)
         self.recorder.tell_session()
         await self.journal.log.settled(self.recorder.commit(waited=True))
 
@@ -262,17 +261,17 @@ class SessionActor:
         turn = self.turn
         if turn is None:
             return
-        self.recorder.end_turn(reason, usage, cost)
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
+        denied = self.recorder.end_turn(reason, usage, cost)
+        for permission in denied:
+            self._stop_timer(permission)
         if pause and self.queue and reason in PAUSING:
             self.record.queue_paused = True
             self.recorder.tell_queue()
-        if self.record.status not in ("terminated", "failed"):
-            self.recorder.set_status("idle")
         self.idle_since = time.monotonic()
-        self.recorder.commit()
+        batch = self.recorder.commit(waited=bool(denied))
+        for permission in denied:
+            told = base.PermissionAnswer("deny", message="The turn has ended.")
+            self.runner.post(partial(self._tell_answer, permission, told, batch))
         turn.over.set()
         excess = self.journal.last_seq - self.journal.stream.first - self._history_max_events
         if self._history_max_events and excess > 0 and not self._closed:
@@ -327,7 +326,7 @@ class SessionActor:
             root=self._root,
             cwd=self._root / record.cwd,
             env=record.env,
-            model=record.model,
+            model=record.chosen_model,
             effort=record.effort,
             permission_mode=record.permission_mode,
             system_prompt=record.system_prompt,
@@ -416,6 +415,11 @@ class SessionActor:
                 self.recorder.take(event)
 
     # --- permissions --------------------------------------------------------------------------------------------------
+
+    def _stop_timer(self, permission: Permission) -> None:
+        timer = self._timers.pop(permission.id, None)
+        if timer is not None:
+            timer.cancel()
 
     def _expire(self, permission: Permission) -> None:
         message = f"Nobody answered within {self.record.permission_timeout_s:g} s."

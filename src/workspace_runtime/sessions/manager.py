@@ -251,6 +251,7 @@ class SessionManager:
             cwd=cwd,
             title=new.title or (preview(prompt_text(new.prompt), 80) if new.prompt else None) or None,
             model=new.model,
+            chosen_model=new.model,
             effort=new.effort,
             permission_mode=new.permission_mode,
             labels=list(new.labels),

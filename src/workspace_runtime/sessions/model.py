@@ -48,7 +48,9 @@ class SessionRecord:
     cwd: str = "."
     title: str | None = None
     status: Status = "starting"
+    # as the agent told it; what a client chose is kept apart, so that the agent's own settings go on to count where it did not
     model: str | None = None
+    chosen_model: str | None = None
     effort: str | None = None
     permission_mode: str | None = None
     labels: list[str] = field(default_factory=list)
@@ -131,8 +133,6 @@ class Turn:
     pause: bool = True
     over: asyncio.Event = field(default_factory=asyncio.Event)
     usage: Usage | None = None
-    tools: dict[str, ToolRun] = field(default_factory=dict)
-    block_ids: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

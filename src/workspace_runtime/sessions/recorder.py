@@ -38,6 +38,8 @@ class Recorder:
         self.queue = queue
         self.turn: Turn | None = None
         self.permissions: dict[str, Permission] = {}
+        self._tools: dict[str, ToolRun] = {}
+        self._block_ids: dict[str, str] = {}
 
     def commit(self, *, waited: bool = False, state: bool = True) -> Batch:
         """Hand over what was emitted; with the record (`state`) unless the events alone tell what changed."""
@@ -67,20 +69,32 @@ class Recorder:
         self.journal.emit("user_message", fields, turn_id=prompt.turn_id)
         self.record.last_message = {"role": "user", "text": preview(prompt_text(prompt.parts)), "at": now()}
 
-    def end_turn(self, reason: StopReason, usage: base.Usage | None = None, cost: float | None = None) -> None:
-        """The running turn ends: whatever is open in it is closed, then its `done`. Not committed yet."""
+    def end_turn(
+        self, reason: StopReason, usage: base.Usage | None = None, cost: float | None = None
+    ) -> list[Permission]:
+        """The running turn ends: what is open in it is closed, then comes its `done`. Not committed yet.
+
+        A turn that ends well leaves alone what sub-agents do in the background. Returns the permissions that were denied by it:
+        the agent must hear of them.
+        """
         turn = self.turn
         if turn is None:
-            return
+            return []
+
+        def ends(parent: str | None) -> bool:
+            return parent is None or reason != "end_turn"
+
         for block_id, block in self.journal.open_blocks():
-            kind = block.type.removesuffix("_delta")
-            fields = {"content": block.content(), "partial": True}
-            self.journal.emit(kind, fields, turn_id=turn.id, parent=block.parent_tool_use_id, event_id=block_id)
-            self.journal.end_block(block_id)
-        for tool_use_id in list(turn.tools):
+            if ends(block.parent_tool_use_id):
+                kind = block.type.removesuffix("_delta")
+                fields = {"content": block.content(), "partial": True}
+                self.journal.emit(kind, fields, turn_id=turn.id, parent=block.parent_tool_use_id, event_id=block_id)
+                self.journal.end_block(block_id)
+        for tool_use_id in [name for name, tool in self._tools.items() if ends(tool.parent_tool_use_id)]:
             self._end_tool(base.ToolEnded(tool_use_id, "", "cancelled"))
         by: By = "interrupt" if reason in ("interrupted", "terminated") else "turn_ended"
-        for permission in list(self.permissions.values()):
+        denied = [p for p in self.permissions.values() if p.resolution is None and ends(p.parent_tool_use_id)]
+        for permission in denied:
             self.resolve(permission, "deny", by)
         usage = usage or turn.usage
         fields = {
@@ -93,7 +107,17 @@ class Recorder:
         self.turn = None
         self.record.active_turn = None
         self._add_usage(usage, cost)
-        self.permissions.clear()
+        self.permissions = {name: p for name, p in self.permissions.items() if p.resolution is None}
+        if self.record.status not in ("terminated", "failed"):
+            self.set_status("requires_action" if self.permissions else "idle")
+        return denied
+
+    @property
+    def busy(self) -> bool:
+        """Whether something goes on: a turn, a tool of a sub-agent in the background, a permission that waits."""
+        return (
+            self.turn is not None or bool(self._tools) or any(p.resolution is None for p in self.permissions.values())
+        )
 
     # --- what the agent says ------------------------------------------------------------------------------------------
 
@@ -101,16 +125,15 @@ class Recorder:
         """One event of the agent becomes events of ours, committed. Not for `PermissionAsked` and `TurnEnded`."""
         match event:
             case base.BlockDelta():
-                turn = self._ensure_turn()
-                block_id = turn.block_ids.get(event.block) or turn.block_ids.setdefault(event.block, new_id("evt"))
-                self.journal.delta(block_id, event.kind, event.text, turn_id=turn.id, parent=event.parent_tool_use_id)
+                turn_id = self._place(event.parent_tool_use_id)
+                block_id = self._block_ids.get(event.block) or self._block_ids.setdefault(event.block, new_id("evt"))
+                self.journal.delta(block_id, event.kind, event.text, turn_id=turn_id, parent=event.parent_tool_use_id)
                 return
             case base.BlockEnded():
                 self._end_block(event)
             case base.ToolCalled():
                 self._call_tool(event)
             case base.ToolEnded():
-                self._ensure_turn()
                 self._end_tool(event)
             case base.PermissionWithdrawn(request):
                 for permission in list(self.permissions.values()):
@@ -126,7 +149,7 @@ class Recorder:
             case base.SessionChanged():
                 self._take_session(event)
             case base.AgentTurnStarted():
-                self._ensure_turn()
+                self._place(None)
             case base.AgentError(code, message, retryable):
                 self.fail(code, message, retryable=retryable)
         text_or_tool = isinstance(event, base.BlockEnded | base.ToolCalled | base.ToolEnded | base.UsageChanged)
@@ -137,31 +160,32 @@ class Recorder:
         """The running turn's id."""
         return self.turn.id if self.turn is not None else None
 
-    def _ensure_turn(self) -> Turn:
-        """The running turn; where the agent speaks without one, a turn of its own begins."""
-        if self.turn is not None:
-            return self.turn
-        turn = Turn(new_id("turn"), "agent", sent=True)
-        self.open_turn(turn)
-        self.set_status("running")
-        self.commit()
-        return turn
+    def _place(self, parent: str | None) -> str | None:
+        """The id of the turn that something of the agent belongs to: the running one.
+
+        Where none runs, the agent begins one of its own; a sub-agent in the background does not, and is outside of any.
+        """
+        if self.turn is None and parent is None:
+            self.open_turn(Turn(new_id("turn"), "agent", sent=True))
+            self.set_status("running")
+            self.commit()
+        return self.turn_id
 
     def _end_block(self, event: base.BlockEnded) -> None:
-        turn = self._ensure_turn()
-        block_id = turn.block_ids.pop(event.block, None) if event.block is not None else None
+        turn_id = self._place(event.parent_tool_use_id)
+        block_id = self._block_ids.pop(event.block, None) if event.block is not None else None
         fields: JsonObject = {"content": event.content}
         if event.partial:
             fields["partial"] = True
-        self.journal.emit(event.kind, fields, turn_id=turn.id, parent=event.parent_tool_use_id, event_id=block_id)
+        self.journal.emit(event.kind, fields, turn_id=turn_id, parent=event.parent_tool_use_id, event_id=block_id)
         if block_id is not None:
             self.journal.end_block(block_id)
         if event.kind == "text" and event.parent_tool_use_id is None and event.content.strip():
             self.record.last_message = {"role": "assistant", "text": preview(event.content), "at": now()}
 
     def _call_tool(self, event: base.ToolCalled) -> None:
-        turn = self._ensure_turn()
-        turn.tools[event.tool_use_id] = ToolRun(event.tool, time.monotonic(), event.parent_tool_use_id)
+        turn_id = self._place(event.parent_tool_use_id)
+        self._tools[event.tool_use_id] = ToolRun(event.tool, time.monotonic(), event.parent_tool_use_id)
         if self.record.active_turn is not None:
             self.record.active_turn["tool"] = event.tool
         fields = {
@@ -172,13 +196,12 @@ class Recorder:
             "title": event.title,
             "locations": [{"path": place.path, "line": place.line} for place in event.locations],
         }
-        self.journal.emit("tool_use", fields, turn_id=turn.id, parent=event.parent_tool_use_id)
+        self.journal.emit("tool_use", fields, turn_id=turn_id, parent=event.parent_tool_use_id)
 
     def _end_tool(self, event: base.ToolEnded) -> None:
-        turn = self.turn
-        run = turn.tools.pop(event.tool_use_id, None) if turn is not None else None
-        if turn is not None and self.record.active_turn is not None:
-            self.record.active_turn["tool"] = next((tool.tool for tool in reversed(turn.tools.values())), None)
+        run = self._tools.pop(event.tool_use_id, None)
+        if self.record.active_turn is not None:
+            self.record.active_turn["tool"] = next((tool.tool for tool in reversed(self._tools.values())), None)
         fields: JsonObject = {
             "tool": run.tool if run else None,
             "tool_use_id": event.tool_use_id,
@@ -190,7 +213,7 @@ class Recorder:
         if event.images:
             fields["blocks"] = [self.journal.blob(image.mime_type, image.data) for image in event.images]
         parent = event.parent_tool_use_id or (run.parent_tool_use_id if run else None)
-        self.journal.emit("tool_result", fields, turn_id=self.turn_id, parent=parent)
+        self.journal.emit("tool_result", fields, turn_id=self._place(parent), parent=parent)
 
     def _take_usage(self, usage: base.Usage) -> None:
         if self.turn is not None:
@@ -225,8 +248,8 @@ class Recorder:
 
     def ask(self, event: base.PermissionAsked) -> Permission:
         """The agent waits for an answer. Committed."""
-        turn = self._ensure_turn()
-        permission = ask(event, id=new_id("perm"), session_id=self.record.id, turn_id=turn.id, created_at=now())
+        turn_id = self._place(event.parent_tool_use_id)
+        permission = ask(event, id=new_id("perm"), session_id=self.record.id, turn_id=turn_id, created_at=now())
         timeout = self.record.permission_timeout_s
         if timeout is not None:
             moment = datetime.now(UTC) + timedelta(seconds=timeout)
@@ -238,7 +261,7 @@ class Recorder:
             if name not in ("id", "session_id", "turn_id", "parent_tool_use_id", "status", "resolution")
         }
         self.journal.also(save_permission(permission))
-        self.journal.emit("permission_request", fields, turn_id=turn.id, parent=event.parent_tool_use_id)
+        self.journal.emit("permission_request", fields, turn_id=turn_id, parent=event.parent_tool_use_id)
         self.set_status("requires_action")
         self.commit()
         return permission
@@ -256,9 +279,9 @@ class Recorder:
         )
 
     def go_on(self) -> None:
-        """The turn runs again once nothing waits for an answer."""
+        """The session goes on once nothing waits for an answer."""
         if self.record.status == "requires_action" and all(p.resolution for p in self.permissions.values()):
-            self.set_status("running")
+            self.set_status("running" if self.turn is not None else "idle")
 
     # --- the session --------------------------------------------------------------------------------------------------
 

@@ -29,10 +29,10 @@ from .base import (
     ToolImage,
     ToolStatus,
     TurnEnded,
-    Usage,
     UsageChanged,
 )
 from .claude_plan import Plan
+from .claude_usage import Spending
 
 
 @dataclass(slots=True)
@@ -56,8 +56,6 @@ class _Stream:
 class _Turn:
     """What is known of the running turn."""
 
-    usage: Usage = field(default_factory=Usage)
-    call: Usage = field(default_factory=Usage)
     spoke: bool = False
     unreachable: bool = False
     failure: JsonObject | None = None
@@ -78,8 +76,7 @@ class ClaudeEvents:
         self._denied: set[str] = set()
         self._agents: dict[str, str] = {}
         self._plan = Plan()
-        self._cost = 0.0
-        self._window: int | None = None
+        self._spending = Spending()
 
     # --- what no message says -----------------------------------------------------------------------------------------
 
@@ -156,8 +153,8 @@ class ClaudeEvents:
                 given_up = self._give_up(parent)
                 started = event.get("message", {})
                 self._streams[parent] = _Stream(started.get("id", ""))
-                if parent is None and self._turn is not None:
-                    self._turn.call = _usage(started.get("usage", {}))
+                if parent is None:
+                    self._spending.call_began(started.get("usage", {}))
                 return given_up
             case "content_block_start":
                 kind = event.get("content_block", {}).get("type")
@@ -172,8 +169,8 @@ class ClaudeEvents:
             case "content_block_stop" if index in stream.blocks:
                 # the whole block always comes before its stop: this one was cut off, and the CLI dropped it
                 return self._give_up(parent)
-            case "message_delta" if parent is None and self._turn is not None:
-                return self._call_ended(self._turn, event.get("usage", {}))
+            case "message_delta" if parent is None:
+                return [UsageChanged(self._spending.call_ended(event.get("usage", {})))]
         return []
 
     def _give_up(self, parent: str | None) -> list[AgentEvent]:
@@ -184,22 +181,6 @@ class ClaudeEvents:
             for block in stream.blocks.values()
             if block.pieces
         ]
-
-    def _call_ended(self, turn: _Turn, told: JsonObject) -> list[AgentEvent]:
-        """One call of the model is done: what the turn has used so far."""
-        call, used = turn.call, turn.usage
-        output = int(told.get("output_tokens") or call.output_tokens)
-        context = call.input_tokens + call.cache_read_tokens + call.cache_write_tokens + output
-        turn.usage = Usage(
-            input_tokens=used.input_tokens + call.input_tokens,
-            output_tokens=used.output_tokens + output,
-            cache_read_tokens=used.cache_read_tokens + call.cache_read_tokens,
-            cache_write_tokens=used.cache_write_tokens + call.cache_write_tokens,
-            context_used_tokens=context,
-            context_window_tokens=self._window,
-        )
-        turn.call = Usage()
-        return [UsageChanged(turn.usage)]
 
     def _assistant(self, message: JsonObject) -> list[AgentEvent]:
         parent = message.get("parent_tool_use_id")
@@ -295,7 +276,7 @@ class ClaudeEvents:
 
     def _result(self, message: JsonObject) -> list[AgentEvent]:
         self.session_id = message.get("session_id") or self.session_id
-        usage, cost = self._spent(message)
+        usage, cost = self._spending.turn_ended(message)
         turn = self._turn
         if turn is None:
             return []
@@ -325,32 +306,6 @@ class ClaudeEvents:
             return False
         return not self._prompts & set(message.get("user_message_uuids") or [])
 
-    def _spent(self, message: JsonObject) -> tuple[Usage, float | None]:
-        """This turn's own usage and cost, sub-agents included. What the CLI tells per process is told as a difference."""
-        models = message.get("model_usage_since_last_result")
-        total = message.get("total_cost_usd")
-        cost = None
-        if isinstance(total, int | float):
-            cost = max(0.0, total - self._cost) if total >= self._cost else float(total)
-            self._cost = float(total)
-        self._window = (
-            max((int(used.get("contextWindow") or 0) for used in (message.get("modelUsage") or {}).values()), default=0)
-            or self._window
-        )
-        if isinstance(models, dict) and models:
-            spent = [_model_usage(used) for used in models.values()]
-            cost = sum(float(used.get("costUSD") or 0) for used in models.values())
-            usage = Usage(
-                input_tokens=sum(part.input_tokens for part in spent),
-                output_tokens=sum(part.output_tokens for part in spent),
-                cache_read_tokens=sum(part.cache_read_tokens for part in spent),
-                cache_write_tokens=sum(part.cache_write_tokens for part in spent),
-            )
-        else:
-            usage = _usage(message.get("usage") or {})
-        context = self._turn.usage.context_used_tokens if self._turn is not None else None
-        return _with_context(usage, context, self._window), None if cost is None else round(cost, 9)
-
     def ended(self) -> list[AgentEvent]:
         """The CLI's process is gone: end what was being streamed."""
         return [event for parent in list(self._streams) for event in self._give_up(parent)]
@@ -365,30 +320,6 @@ def _is_about_a_cut(blocks: list[object]) -> bool:
     texts = [block.get("text") for block in blocks if isinstance(block, dict)]
     return any(
         isinstance(text, str) and ("cut off mid-stream" in text or "no visible output" in text) for text in texts
-    )
-
-
-def _usage(told: JsonObject) -> Usage:
-    return Usage(
-        input_tokens=int(told.get("input_tokens") or 0),
-        output_tokens=int(told.get("output_tokens") or 0),
-        cache_read_tokens=int(told.get("cache_read_input_tokens") or 0),
-        cache_write_tokens=int(told.get("cache_creation_input_tokens") or 0),
-    )
-
-
-def _model_usage(told: JsonObject) -> Usage:
-    return Usage(
-        input_tokens=int(told.get("inputTokens") or 0),
-        output_tokens=int(told.get("outputTokens") or 0),
-        cache_read_tokens=int(told.get("cacheReadInputTokens") or 0),
-        cache_write_tokens=int(told.get("cacheCreationInputTokens") or 0),
-    )
-
-
-def _with_context(usage: Usage, used: int | None, window: int | None) -> Usage:
-    return Usage(
-        usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.cache_write_tokens, used, window
     )
 
 

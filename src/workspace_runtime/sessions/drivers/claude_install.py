@@ -118,6 +118,12 @@ def config_folder(env: Mapping[str, str]) -> Path:
     return Path(named) if named else Path(env.get("HOME") or Path.home()) / ".claude"
 
 
+def local_settings(cwd: Path) -> Path:
+    """Where the CLI keeps the rules of this folder that are for this machine alone: at the top of the git repository, if any."""
+    top = next((folder for folder in (cwd, *cwd.parents) if (folder / ".git").exists()), cwd)
+    return top / ".claude" / "settings.local.json"
+
+
 def signed_in(env: Mapping[str, str]) -> bool | None:
     """Whether someone is signed in; None where it can't be known (a cloud provider's credentials, a helper's key)."""
     if any(env.get(name) for name in _KEYS):

@@ -24,12 +24,14 @@ Rule = tuple[str, str | None]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One `can_use_tool` request of the CLI. `suggestions` are its updates as they are on the wire."""
+    """One `can_use_tool` request of the CLI. `suggestions` are its updates as they are on the wire, `agent_id` is the CLI's id
+    of the sub-agent that asks."""
 
     id: str
     tool: str
     input: JsonObject
     tool_use_id: str | None = None
+    agent_id: str | None = None
     parent_tool_use_id: str | None = None
     suggestions: Sequence[JsonObject] = ()
     title: str | None = None
@@ -51,12 +53,15 @@ class Deny:
     interrupt: bool = False
 
 
-def ask(request: Request, cwd: str, *, plan: str | None = None) -> PermissionAsked:
-    """What a person is asked. `cwd` is the session's working directory, `plan` the last that the agent wrote down."""
+def ask(
+    request: Request, cwd: str, *, plan: str | None = None, local_settings: str = LOCAL_SETTINGS
+) -> PermissionAsked:
+    """What a person is asked. `cwd` is the session's working directory, `plan` what the model gave to the tool itself,
+    `local_settings` the file in which the CLI keeps rules for always."""
     kind = {"AskUserQuestion": "question", "ExitPlanMode": "plan"}.get(request.tool, "tool")
     options = [PermissionOption("allow_once", "allow", "once", _ALLOW_LABELS[kind])]
     if kind == "tool":
-        options += _lasting(request, cwd)
+        options += _lasting(request, cwd, local_settings)
     options.append(PermissionOption("deny", "deny", "once", _DENY_LABELS[kind]))
     return PermissionAsked(
         request=request.id,
@@ -76,16 +81,16 @@ _ALLOW_LABELS = {"tool": "Allow once", "question": "Answer", "plan": "Accept the
 _DENY_LABELS = {"tool": "Deny", "question": "Decline to answer", "plan": "Keep planning"}
 
 
-def _lasting(request: Request, cwd: str) -> list[PermissionOption]:
+def _lasting(request: Request, cwd: str, local_settings: str) -> list[PermissionOption]:
     granted = rules(request, cwd)
     if not granted:
         return []
     rule = ",".join(notation(rule) for rule in granted)
-    what = f"edits in {os.path.basename(cwd) or cwd}" if rule == "Edit(/**)" else rule
+    what = f"edits in {os.path.basename(cwd) or cwd}" if granted == (_edits_in(cwd),) else rule
     return [
         PermissionOption("allow_session", "allow", "session", f"Allow {what} for this session", rule=rule),
         PermissionOption(
-            "allow_always", "allow", "always", f"Always allow {what}", rule=rule, writes_to=LOCAL_SETTINGS
+            "allow_always", "allow", "always", f"Always allow {what}", rule=rule, writes_to=local_settings
         ),
     ]
 
@@ -149,8 +154,8 @@ def _answers(request: Request, answers: Mapping[str, Sequence[str] | str]) -> di
 def rules(request: Request, cwd: str) -> tuple[Rule, ...]:
     """The rules that would allow this call and its like: the CLI's own suggestion, else one that is no wider than needed.
 
-    Edits of files in the workspace are one rule for all of them (what the CLI's edit mode would allow), a file outside is
-    one for that file.
+    Edits of files in the working directory are one rule for all of them (what the CLI's edit mode would allow), a file outside
+    is one for that file. Paths are absolute: what a relative one means depends on the file that holds the rule.
     """
     if request.tool in EDIT_TOOLS:
         path = request.input.get("file_path") or request.input.get("notebook_path")
@@ -158,7 +163,7 @@ def rules(request: Request, cwd: str) -> tuple[Rule, ...]:
             return ()
         path = os.path.normpath(os.path.join(cwd, path))
         inside = path.startswith(cwd.rstrip("/") + "/")
-        return (("Edit", "/**" if inside else f"/{path}"),)
+        return (_edits_in(cwd) if inside else ("Edit", f"/{_literal(path)}"),)
     suggested = tuple(
         (str(rule["toolName"]), rule.get("ruleContent") or None)
         for update in request.suggestions
@@ -175,6 +180,15 @@ def rules(request: Request, cwd: str) -> tuple[Rule, ...]:
         host = re.match(r"https?://([^/:?#]+)", str(request.input.get("url", "")))
         return (("WebFetch", f"domain:{host[1]}"),) if host else ()
     return ((request.tool, None),)
+
+
+def _edits_in(folder: str) -> Rule:
+    return "Edit", f"/{_literal(folder.rstrip('/'))}/**"
+
+
+def _literal(path: str) -> str:
+    """A path in the pattern language of rules (that of .gitignore)."""
+    return re.sub(r"([*?\[\]!\\])", r"\\\1", path)
 
 
 def notation(rule: Rule) -> str:

@@ -34,6 +34,7 @@ from .demo_events import agent_event, answer_message, prompt_message
 
 # imported, not run as a script, so that its bytecode is cached
 _BOOT = "import sys; sys.path.append(sys.argv.pop(1)); import demo_agent; demo_agent.main()"
+_HERE = os.path.dirname(os.path.abspath(__file__))
 START_TIMEOUT_S = 20.0
 # It ends at once at the end of its input; its tools may need a moment more.
 CLOSE_GRACE_S = 0.5
@@ -80,7 +81,6 @@ class DemoAgent:
                 updated_input=True,
                 set_model=True,
                 set_permission_mode=True,
-                system_prompt=True,
             ),
             modes=MODES,
             models=MODELS,
@@ -125,9 +125,8 @@ class DemoDriver:
             raise
 
     async def _start(self) -> None:
-        here = os.path.dirname(os.path.abspath(__file__))
         environ = agent_environment(os.environ, self._spec.env)
-        command = [sys.executable, "-I", "-S", "-c", _BOOT, here]
+        command = [sys.executable, "-I", "-S", "-c", _BOOT, _HERE]
         try:
             self._child = await spawn(command, cwd=self._spec.cwd, env=environ)
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -151,7 +150,7 @@ class DemoDriver:
             "fork": spec.fork,
             "model": spec.model,
             "mode": spec.permission_mode,
-            "system_prompt": spec.system_prompt,
+            "root": str(spec.root),
             "rules": list(spec.session_rules),
         }
 

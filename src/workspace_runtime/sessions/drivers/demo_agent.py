@@ -29,22 +29,24 @@ I am the demo agent. I am no AI: I do what each line of your prompt says, in ord
   say TEXT                      I answer TEXT, streamed word by word (\\n begins a new line)
   think TEXT                    the same as thinking
   read PATH                     I read a file
-  write PATH TEXT               I write a file, and ask first
+  write PATH TEXT               I write a file of that text and a line's end, and ask first
   run COMMAND                   I run a shell command, and ask first
   ask TEXT                      I ask for a permission, and do nothing with it
   question TEXT | A | B         I ask you to choose one (questions: one or more)
   plan A | [~] B | [x] C        I show a to-do list: open, begun and done entries
   propose TEXT                  I present a plan for you to accept
   image                         I draw a picture
+  big BYTES                     a tool gives so many bytes
   sub-agent NAME                a sub-agent does the indented lines that follow
   repeat N COMMAND              I do a command N times
   later SECONDS COMMAND         I begin a turn by myself, once this one has ended
   wait SECONDS                  I do nothing for a while
   pace MILLISECONDS             how long I take for a word from now on
-  recall                        I tell what you said earlier in this conversation
+  recall                        I tell what you asked earlier in this conversation
   title TEXT                    I name the conversation
   usage                         I tell how many words went in and out
-  flood N [BYTES [RATE]]        I say N texts of BYTES bytes, RATE a second or as fast as I can
+  flood N [BYTES [RATE]]        I say N texts, RATE a second or as fast as I can: each its number,
+                                the monotonic time in ns, and BYTES bytes
   stream N [BYTES]              I say one text in N pieces of BYTES bytes
   fail [CODE]                   the turn fails (agent_error, agent_rate_limited, agent_overloaded, ...)
   end REASON                    the turn ends early: max_tokens, max_turns or refusal
@@ -52,16 +54,16 @@ I am the demo agent. I am no AI: I do what each line of your prompt says, in ord
   help                          I say this
   # TEXT                        I do nothing
 
-In the mode `ask` I ask before I write or run something; in `auto` I don't. What you allow "always" stands in the file
-.demo-agent.json of my folder, and I touch no file outside that folder. Images in a prompt are counted and measured."""
+In the mode `ask` I ask before I write or run something; in `auto` I don't. I touch no file outside my folder. What you
+allow "always" stands, for that folder, in $XDG_CONFIG_HOME/workspace-runtime-demo/rules.json. I measure the images in a
+prompt and read the files. DEMO_WORD_DELAY_S in my environment sets how long I take for a word."""
 
-SETTINGS = ".demo-agent.json"
 CODES = (
     "agent_error", "agent_auth_required", "agent_rate_limited", "agent_overloaded", "agent_unreachable",
     "agent_request_refused", "agent_died",
 )  # fmt: skip
-# Milliseconds for a word.
-PACE = {"demo-fast": 1.0, "demo-slow": 80.0}
+# Seconds for a word.
+PACE_S = {"demo-fast": 0.005, "demo-slow": 0.08}
 CONTEXT_WINDOW = 100_000
 _TOOL_MARK = "WORKSPACE_RUNTIME_DEMO_TOOL"
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -94,9 +96,9 @@ class Agent:
         self.say = say
         self.mode: str = start.get("mode") or "ask"
         self.model: str = start.get("model") or "demo-fast"
-        self.system_prompt: str | None = start.get("system_prompt")
+        self.root: str = start.get("root") or "."
         self.rules: set[str] = set(start.get("rules") or ())
-        self.pace = PACE.get(self.model, 1.0)
+        self.pace_s = _seconds(os.environ.get("DEMO_WORD_DELAY_S") or str(PACE_S[self.model]))
         self.lock = threading.Lock()
         self.turn: Turn | None = None
         self.turns: queue.SimpleQueue[tuple[Turn, list[JsonObject]]] = queue.SimpleQueue()
@@ -134,7 +136,7 @@ class Agent:
                 self.mode = message["mode"]
             if message.get("model"):
                 self.model = message["model"]
-                self.pace = PACE.get(self.model, 1.0)
+                self.pace_s = PACE_S[self.model]
             self.say({"type": "session", "model": self.model, "mode": self.mode})
 
     def _begin(self, turn: Turn, parts: list[JsonObject]) -> None:
@@ -169,6 +171,8 @@ class Agent:
             if turn.by_itself:
                 self.say({"type": "began", "reason": "It was asked to begin by itself."})
             try:
+                if not parts and not turn.by_itself:
+                    turn.lines.append("help")
                 self._look_at(turn, parts)
                 self._do_all(turn)
                 reason = "end_turn"
@@ -214,23 +218,22 @@ class Agent:
                 word = line.strip()
         if not turn.helped:
             turn.helped = True
-            self._stream(turn, "text", f"I don't know what to do with {word[:60]!r}.\n\n{HELP}", parent)
+            self._stream(turn, "text", f"I don't know what to do with {word[:60]!r}.\n\n{HELP}", parent, lines=True)
 
     def _look_at(self, turn: Turn, parts: list[JsonObject]) -> None:
-        images = [part for part in parts if part["type"] == "image"]
-        if images:
-            sizes = ", ".join(f"{part['mime_type']} of {_base64_size(part['data'])} bytes" for part in images)
-            self._stream(turn, "text", f"You sent {_count(len(images), 'image')}: {sizes}.", None)
         for part in parts:
-            if part["type"] == "file":
-                lines = f", lines {part['start_line']} to {part['end_line']}" if part.get("start_line") else ""
-                self._stream(turn, "text", f"You named the file {part['path']}{lines}.", None)
+            if part["type"] == "image":
+                size = _base64_size(part["data"])
+                self._stream(turn, "text", f"I see an image of {size} bytes ({part['mime_type']}).", None)
+            elif part["type"] == "file":
+                path = os.path.relpath(os.path.join(self.root, part["path"]))
+                _read_file(self, turn, path, None, part.get("start_line"), part.get("end_line"))
 
-    def _stream(self, turn: Turn, kind: str, text: str, parent: str | None) -> None:
-        """Say a block, word by word; cut short by an interrupt it is said as partial."""
+    def _stream(self, turn: Turn, kind: str, text: str, parent: str | None, *, lines: bool = False) -> None:
+        """Say a block, word by word or line by line; cut short by an interrupt it is said as partial."""
         block, said = uuid.uuid4().hex[:12], ""
-        for piece in re.findall(r"\s*\S+\s*?(?=\s|$)|\s+", text):
-            if turn.stop.wait(self.pace / 1000):
+        for piece in text.splitlines(keepends=True) if lines else re.findall(r"\s*\S+|\s+", text):
+            if turn.stop.wait(self.pace_s):
                 self._block(turn, kind, said, block, parent, partial=True)
                 raise Interrupted
             said += piece
@@ -307,7 +310,7 @@ class Agent:
         try:
             _keep_rule(rule)
         except (OSError, ValueError) as fault:
-            self._stream(turn, "text", f"I can't keep that rule in {SETTINGS}: {fault}", parent)
+            self._stream(turn, "text", f"I can't keep that rule in {_rules_file()}: {fault}", parent)
 
     def _ask(self, turn: Turn, permission: JsonObject) -> JsonObject:
         request = uuid.uuid4().hex[:16]
@@ -359,10 +362,16 @@ def _think(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
 
 def _help(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
     turn.helped = True
-    agent._stream(turn, "text", HELP, parent)
+    agent._stream(turn, "text", HELP, parent, lines=True)
 
 
 def _read(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    _read_file(agent, turn, rest, parent, None, None)
+
+
+def _read_file(
+    agent: Agent, turn: Turn, path: str, parent: str | None, start_line: int | None, end_line: int | None
+) -> None:
     def act(input: JsonObject) -> JsonObject:
         def read() -> str:
             target = _inside(input["path"])
@@ -370,11 +379,13 @@ def _read(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
             with open(os.open(target, os.O_RDONLY | os.O_NONBLOCK), encoding="utf-8", errors="replace") as file:
                 if not os.path.isfile(target):
                     raise OSError(f"{input['path']} is not a file.")
-                return file.read()
+                if start_line is None:
+                    return file.read()
+                return "".join(file.readlines()[start_line - 1 : end_line or start_line])
 
         return _outcome(read)
 
-    agent._tool(turn, "Read", "read", {"path": rest}, act, title=f"Read {rest}", parent=parent)
+    agent._tool(turn, "Read", "read", {"path": path}, act, title=f"Read {path}", parent=parent)
 
 
 def _write(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
@@ -386,12 +397,12 @@ def _write(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
             os.makedirs(os.path.dirname(target), exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
             with open(os.open(target, flags, 0o666), "w", encoding="utf-8") as file:
-                file.write(input["content"])
-            return f"Wrote {len(input['content'].encode())} bytes to {input['path']}."
+                file.write(input["content"] if input["content"].endswith("\n") else input["content"] + "\n")
+            return f"Wrote {input['path']}."
 
         return _outcome(write)
 
-    content = _unescape(text) + "\n"
+    content = _unescape(text)
     title, rule = f"Write {path}", f"write {path}"
     agent._tool(turn, "Write", "edit", {"path": path, "content": content}, act, title=title, parent=parent, rule=rule)
 
@@ -460,8 +471,8 @@ def _questions(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
 def _propose(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
     text = _unescape(rest)
     options = [
-        {"id": "accept", "decision": "allow", "scope": "once", "label": "Accept the plan"},
-        {"id": "reject", "decision": "deny", "scope": "once", "label": "Keep planning"},
+        {"id": "allow", "decision": "allow", "scope": "once", "label": "Accept the plan"},
+        {"id": "deny", "decision": "deny", "scope": "once", "label": "Keep planning"},
     ]
 
     def act(input: JsonObject) -> JsonObject:
@@ -491,6 +502,18 @@ def _image(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
     agent._tool(turn, "Draw", "other", {}, act, title="Draw a picture", parent=parent)
 
 
+def _big(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
+    size = int(rest)
+    if size < 0:
+        raise ValueError
+    line = "0123456789abcdef" * 4 + "\n"
+
+    def act(input: JsonObject) -> JsonObject:
+        return {"status": "completed", "output": (line * (size // len(line) + 1))[:size]}
+
+    agent._tool(turn, "Big", "other", {"bytes": size}, act, title=f"Give {size} bytes", parent=parent)
+
+
 def _repeat(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
     number, _, line = rest.partition(" ")
     for _ in range(int(number)):
@@ -515,15 +538,13 @@ def _wait(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
 
 
 def _pace(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
-    agent.pace = _seconds(rest)
+    agent.pace_s = _seconds(rest) / 1000
 
 
 def _recall(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
     earlier = agent.memory[:-1]
     told = "".join(f"\n{number}. {text}" for number, text in enumerate(earlier, 1))
-    system = f"\nMy system prompt is: {agent.system_prompt}" if agent.system_prompt else ""
-    text = f"Earlier you said {_count(len(earlier), 'prompt')}:{told}" if earlier else "You said nothing before this."
-    agent._stream(turn, "text", text + system, parent)
+    agent._stream(turn, "text", f"You asked me before:{told}" if earlier else "You asked me nothing before.", parent)
 
 
 def _title(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
@@ -538,16 +559,16 @@ def _tell_usage(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None
 
 
 def _flood(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
-    """Each text begins with its number and the monotonic clock, so that its way through the system can be timed."""
-    number, size, rate = _numbers(rest, 1000, 120, 0)
+    """The number and the clock let a test find what is lost, and time the way through the system."""
+    number, size, rate = _numbers(rest, 1000, 100, 0)
+    filling = "x" * size
     started = time.monotonic()
     for index in range(number):
         if rate and (ahead := started + index / rate - time.monotonic()) > 0:
             turn.stop.wait(ahead)
         if turn.stop.is_set():
             raise Interrupted
-        content = f"{index} {time.monotonic():.6f} ".ljust(size, "x")[: max(size, 1)]
-        agent._block(turn, "text", content, None, parent)
+        agent._block(turn, "text", f"{index} {time.monotonic_ns()} {filling}", None, parent)
 
 
 def _stream_pieces(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
@@ -578,8 +599,8 @@ def _end(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
 
 
 def _crash(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
-    name = "SIG" + (rest.upper().removeprefix("SIG") or "KILL")
-    signo = getattr(signal, name, None)
+    name = rest.upper().removeprefix("SIG") or "KILL"
+    signo = signal.Signals(int(name)) if name.isdigit() else getattr(signal, "SIG" + name, None)
     if not isinstance(signo, signal.Signals):
         raise ValueError
     if signo not in (signal.SIGKILL, signal.SIGSTOP):
@@ -590,8 +611,8 @@ def _crash(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
 
 COMMANDS: dict[str, Callable[[Agent, Turn, str, str | None], None]] = {
     "say": _say, "think": _think, "read": _read, "write": _write, "run": _run, "ask": _ask, "question": _question,
-    "questions": _questions, "plan": _plan, "propose": _propose, "image": _image, "repeat": _repeat, "later": _later,
-    "wait": _wait, "pace": _pace, "recall": _recall, "title": _title, "usage": _tell_usage, "flood": _flood,
+    "questions": _questions, "plan": _plan, "propose": _propose, "image": _image, "big": _big, "repeat": _repeat,
+    "later": _later, "wait": _wait, "pace": _pace, "recall": _recall, "title": _title, "usage": _tell_usage, "flood": _flood,
     "stream": _stream_pieces, "fail": _fail, "end": _end, "crash": _crash, "help": _help,
 }  # fmt: skip
 
@@ -664,41 +685,50 @@ def _outcome(act: Callable[[], str]) -> JsonObject:
 
 def _options(rule: str | None) -> list[JsonObject]:
     return [
-        {"id": "once", "decision": "allow", "scope": "once", "label": "Allow"},
+        {"id": "allow", "decision": "allow", "scope": "once", "label": "Allow"},
         {"id": "session", "decision": "allow", "scope": "session", "label": "Allow in this session", "rule": rule},
         {
             "id": "always", "decision": "allow", "scope": "always", "label": "Always allow", "rule": rule,
-            "writes_to": SETTINGS,
+            "writes_to": _rules_file(),
         },
         {"id": "deny", "decision": "deny", "scope": "once", "label": "Deny"},
     ]  # fmt: skip
 
 
-def _settings() -> JsonObject:
+def _rules_file() -> str:
+    home = os.environ.get("XDG_CONFIG_HOME") or ""
+    if not os.path.isabs(home):
+        home = os.path.join(os.path.expanduser("~"), ".config")
+    return os.path.join(home, "workspace-runtime-demo", "rules.json")
+
+
+def _all_rules() -> dict[str, list[str]]:
+    """The rules that were allowed for always, by folder. Raises `ValueError` for a file that is not ours."""
     try:
-        with open(SETTINGS, encoding="utf-8") as file:
-            found = json.load(file)
+        with open(_rules_file(), encoding="utf-8") as file:
+            found = json.load(file)["allow"]
+            return {str(folder): list(rules) for folder, rules in found.items()}
     except FileNotFoundError:
         return {}
-    if not isinstance(found, dict) or not isinstance(found.get("allow", []), list):
-        raise ValueError(f'it is not of the form {{"allow": ["run make"]}}')  # noqa: F541
-    return found
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError('it is not of the form {"allow": {"/folder": ["run make"]}}') from None
 
 
 def _kept_rules() -> list[str]:
     try:
-        return list(_settings().get("allow", []))
+        return _all_rules().get(os.getcwd(), [])
     except (OSError, ValueError):
         return []
 
 
 def _keep_rule(rule: str) -> None:
-    settings = _settings()
-    settings["allow"] = sorted({*settings.get("allow", []), rule})
-    with open(f"{SETTINGS}.{os.getpid()}", "w", encoding="utf-8") as file:
-        json.dump(settings, file, indent=2)
+    allowed, path = _all_rules(), _rules_file()
+    allowed[os.getcwd()] = sorted({*allowed.get(os.getcwd(), []), rule})
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    with open(f"{path}.{os.getpid()}", "w", encoding="utf-8") as file:
+        json.dump({"allow": allowed}, file, indent=2)
         file.write("\n")
-    os.replace(file.name, SETTINGS)
+    os.replace(file.name, path)
 
 
 def _picture() -> str:

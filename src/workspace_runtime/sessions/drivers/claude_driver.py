@@ -1,0 +1,401 @@
+"""One session of Claude Code, through `claude-agent-sdk`.
+
+The SDK runs the real CLI, one process a session, here as the child of a keeper. One long-lived stream carries all that it says:
+permission requests, which the SDK gives to a callback, are put into that same stream as marks, so that the order on the wire is
+kept and the driver reads no faster than the actor takes.
+
+The SDK is imported only here, and only when it is needed. What is used of it beyond its public names is small and in three
+places (`_query`, `_process_id`, `_close`): the raw messages instead of the parsed ones, because the parsed ones lack what tells a
+denied tool from a failed one, and the process id.
+"""
+
+import asyncio
+import contextlib
+import importlib
+import itertools
+import logging
+import os
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workspace_runtime import processes
+from workspace_runtime.errors import WorkspaceError
+
+from . import claude_install, claude_outputs, claude_permissions, claude_prompts
+from .base import (
+    AgentEvent,
+    AgentStartError,
+    DriverSpec,
+    JsonObject,
+    PermissionAnswer,
+    PermissionWithdrawn,
+    PromptPart,
+    SessionChanged,
+    ToolEnded,
+    TurnEnded,
+)
+from .claude_events import ClaudeEvents
+
+if TYPE_CHECKING:
+    from claude_agent_sdk import (
+        ClaudeAgentOptions,
+        ClaudeSDKClient,
+        PermissionResultAllow,
+        PermissionResultDeny,
+        ToolPermissionContext,
+    )
+
+logger = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+# Our own marks in the CLI's stream of messages.
+_ASKED, _WAKE = "workspace_runtime_asked", "workspace_runtime_wake"
+_EOF_GRACE_S = 0.5
+_TERM_GRACE_S = 1.0
+_DISCONNECT_S = 1.0
+# How long the CLI may take to write a conversation's file; then it is kept where we do not know, or not at all.
+_RESUMABLE_S = 2.0
+
+
+class ClaudeDriver:
+    """One CLI process for one session. See `base.Driver` for the contract, and the module for how."""
+
+    def __init__(
+        self, spec: DriverSpec, runtime_dir: Path, learn: Callable[[JsonObject], None] = lambda told: None
+    ) -> None:
+        self._learn = learn
+        self._spec = spec
+        self._model = spec.model
+        self._runtime_dir = runtime_dir
+        self._cwd = str(spec.cwd)
+        self._env: Mapping[str, str] = {**os.environ, **spec.env}
+        self._messages = ClaudeEvents(self._cwd)
+        self._client: ClaudeSDKClient | None = None
+        self._connect: asyncio.Task[None] | None = None
+        self._keeper: int | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._requests: dict[str, claude_permissions.Request] = {}
+        self._answers: dict[str, asyncio.Future[PermissionAnswer]] = {}
+        self._unsaid: deque[AgentEvent] = deque()
+        self._local_settings = spec.cwd / claude_permissions.LOCAL_SETTINGS
+        self._numbers = itertools.count(1)
+        self._errors: deque[str] = deque(maxlen=50)
+        self._conversation: str | None = None
+
+    # --- begin and end ------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the CLI. Raises `AgentStartError`."""
+        folder = await asyncio.to_thread(claude_install.sdk_folder)
+        path = await asyncio.to_thread(claude_install.executable, folder) if folder is not None else None
+        if path is None:
+            raise AgentStartError("agent_error", f"Claude Code is not installed. {claude_install.GET_IT}")
+        await asyncio.to_thread(importlib.import_module, "claude_agent_sdk")  # takes half a second, the first time
+        from claude_agent_sdk import ClaudeSDKClient
+
+        self._local_settings = await asyncio.to_thread(claude_install.local_settings, self._spec.cwd)
+        wrapper = await asyncio.to_thread(processes.keeper_wrapper, str(path), self._runtime_dir)
+        self._client = ClaudeSDKClient(self._options(wrapper))
+        # a task of its own: cancelled in the middle, the SDK would lose the process that it just started
+        self._connect = asyncio.get_running_loop().create_task(self._client.connect())
+        try:
+            await asyncio.shield(self._connect)
+            self._keeper = _process_id(self._client._transport)
+            self._learn(await self._client.get_server_info() or {})
+        except Exception as fault:
+            await self.close()
+            raise self._start_error(fault) from fault
+
+    def _options(self, cli_path: Path) -> "ClaudeAgentOptions":
+        from claude_agent_sdk import ClaudeAgentOptions
+
+        spec = self._spec
+        # the mode and the session's rules go as arguments: as options the SDK would warn that they bypass its callback
+        arguments: dict[str, str | None] = {"thinking-display": "summarized"}
+        if claude_install.may_bypass(self._env):
+            arguments["allow-dangerously-skip-permissions"] = None
+        if spec.permission_mode is not None:
+            arguments["permission-mode"] = spec.permission_mode
+        if spec.session_rules:
+            arguments["allowedTools"] = ",".join(spec.session_rules)
+        prompt: Any = {"type": "preset", "preset": "claude_code"}
+        if spec.system_prompt:
+            prompt["append"] = spec.system_prompt
+        return ClaudeAgentOptions(
+            cli_path=cli_path,
+            cwd=self._cwd,
+            env={**spec.env, "CLAUDE_CODE_ENABLE_TODO_TOOLS": "1"},
+            model=None if spec.model == "default" else spec.model,
+            effort=spec.effort,  # type: ignore[arg-type]  # checked by ClaudeAgent.check
+            max_turns=spec.max_turns,
+            resume=spec.native_session_id,
+            fork_session=spec.fork and spec.native_session_id is not None,
+            system_prompt=prompt,
+            setting_sources=["user", "project", "local"],
+            include_partial_messages=True,
+            forward_subagent_text=True,
+            max_buffer_size=MAX_MESSAGE_BYTES,
+            can_use_tool=self._can_use_tool,
+            stderr=self._errors.append,
+            extra_args=arguments,
+        )
+
+    def _start_error(self, fault: Exception) -> AgentStartError:
+        words = str(fault)
+        if self._spec.native_session_id is not None and "No conversation found" in words:
+            return AgentStartError(
+                "agent_error",
+                f"Claude Code no longer has the conversation {self._spec.native_session_id}. Start a new session, or bring "
+                "its file back.",
+            )
+        if "root" in words + " ".join(self._errors) and self._spec.permission_mode == "bypassPermissions":
+            return AgentStartError("agent_request_refused", _NO_BYPASS)
+        data = getattr(fault, "data", None)
+        error = self._messages.start_failed(data if data else None, "\n".join(self._errors) or words)
+        return AgentStartError(error.code, error.message, error.retryable)
+
+    async def close(self) -> None:
+        """End the CLI with all that it started, in 10 s at most. Finishes also when cancelled."""
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+        await processes.finish(self._closing)
+
+    async def _close(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        client, connect = self._client, self._connect
+        if client is None or connect is None:
+            return
+        transport = await self._settled_transport(connect)
+        with contextlib.suppress(AgentStartError):
+            self._keeper = _process_id(transport) or self._keeper
+        disconnect = asyncio.get_running_loop().create_task(self._disconnect(client, transport))
+        if connect.done():
+            # the end of its input lets an idle CLI finish writing; whatever remains after that is ended with its tree
+            await asyncio.wait({disconnect}, timeout=_EOF_GRACE_S)
+        if self._keeper is not None:  # also when it has ended: killed, it left its tree to us
+            await processes.end_tree(self._keeper, _TERM_GRACE_S)
+        await asyncio.wait({disconnect, connect}, timeout=_DISCONNECT_S)
+        disconnect.cancel()
+        connect.cancel()
+        await asyncio.gather(disconnect, connect, return_exceptions=True)
+
+    async def _settled_transport(self, connect: "asyncio.Task[None]") -> Any:
+        """The SDK's transport, which has its process: one that is just being started must not be lost."""
+        for _ in range(100):
+            transport = getattr(self._client, "_transport", None)
+            if connect.done() or getattr(transport, "_process", None) is not None:
+                break
+            await asyncio.wait({connect}, timeout=0.02)
+        return getattr(self._client, "_transport", None)
+
+    async def _disconnect(self, client: "ClaudeSDKClient", transport: Any) -> None:
+        try:
+            await client.disconnect()
+            if transport is not None:
+                await transport.close()
+        except Exception:  # the edge of the SDK: its process is ended all the same
+            logger.exception("session %s: the SDK did not disconnect cleanly", self._spec.session_id)
+
+    # --- the SDK's inside ---------------------------------------------------------------------------------------------
+
+    def _query(self) -> Any:
+        query = getattr(self._client, "_query", None)
+        if query is None or not hasattr(query, "_message_send"):
+            raise AgentStartError("agent_error", _UNKNOWN_SDK)
+        return query
+
+    # --- what the CLI says --------------------------------------------------------------------------------------------
+
+    async def events(self) -> AsyncIterator[AgentEvent]:
+        """All that the CLI says, as neutral events."""
+        try:
+            async for message in self._query().receive_messages():
+                events = self._event(message)
+                if self._watch is not None and any(isinstance(event, TurnEnded) for event in events):
+                    await asyncio.wait({self._watch})  # a turn that is done can be gone on from
+                while self._unsaid:
+                    yield self._unsaid.popleft()
+                for event in events:
+                    yield await self._whole(event) if isinstance(event, ToolEnded) else event
+        except Exception as fault:  # the edge of the SDK: whatever it was, the CLI is gone
+            if self._closing is None:
+                words = " · ".join(self._errors)[-2000:]
+                logger.warning("session %s: Claude Code ended: %s %s", self._spec.session_id, fault, words)
+        for event in [*self._unsaid, *self._messages.ended()]:
+            yield event
+
+    def _event(self, message: JsonObject) -> list[AgentEvent]:
+        match message.get("type"):
+            case str(mark) if mark == _ASKED:
+                return self._asked(self._requests.pop(message["request"]))
+            case str(mark) if mark == _WAKE:
+                return []
+        events = self._messages.take(message)
+        if self._model not in (None, "default"):  # what was chosen stands: the CLI tells what it resolves to
+            events = [replace(e, model=None) if isinstance(e, SessionChanged) else e for e in events]
+        found = self._messages.session_id
+        if found is not None and found != self._conversation and self._closing is None:
+            self._conversation = found
+            if self._watch is not None:
+                self._watch.cancel()
+            self._watch = asyncio.get_running_loop().create_task(self._tell_resumable(found))
+        return events
+
+    async def _whole(self, event: ToolEnded) -> ToolEnded:
+        if not event.output.startswith(claude_outputs.MARK):
+            return event
+        return await asyncio.to_thread(claude_outputs.whole, event, claude_install.config_folder(self._env))
+
+    def _say_soon(self, event: AgentEvent) -> None:
+        """Say something that the stream of messages does not carry."""
+        self._unsaid.append(event)
+        # the wake-up may find the stream full or closed: then there are messages to come, or nobody is left to tell
+        with contextlib.suppress(Exception):
+            self._query()._message_send.send_nowait({"type": _WAKE})
+
+    async def _tell_resumable(self, session_id: str) -> None:
+        """Say the conversation's id once the CLI has written its file: from then on it can be resumed."""
+        from claude_agent_sdk import project_key_for_directory
+
+        key = await asyncio.to_thread(project_key_for_directory, self._cwd)
+        path = claude_install.config_folder(self._env) / "projects" / key / f"{session_id}.jsonl"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_RESUMABLE_S):
+                while not await asyncio.to_thread(path.exists):  # noqa: ASYNC110  # another process writes it
+                    await asyncio.sleep(0.02)
+        self._say_soon(SessionChanged(native_session_id=session_id))
+
+    # --- permissions --------------------------------------------------------------------------------------------------
+
+    async def _can_use_tool(
+        self, tool: str, input: JsonObject, context: "ToolPermissionContext"
+    ) -> "PermissionResultAllow | PermissionResultDeny":
+        """Called by the SDK, in a task of its own; cancelled when the CLI gives up waiting."""
+        from claude_agent_sdk import PermissionResultAllow, PermissionResultDeny, PermissionUpdate
+
+        request = claude_permissions.Request(
+            id=f"ask{next(self._numbers)}",
+            tool=tool,
+            input=input,
+            tool_use_id=context.tool_use_id,
+            agent_id=context.agent_id,
+            suggestions=[update.to_dict() for update in context.suggestions if update.type == "addRules"],
+            title=context.title,
+        )
+        answered: asyncio.Future[PermissionAnswer] = asyncio.get_running_loop().create_future()
+        self._requests[request.id], self._answers[request.id] = request, answered
+        try:
+            # into the CLI's stream of messages, behind all that it said so far
+            await self._query()._message_send.send({"type": _ASKED, "request": request.id})
+            answer = await answered
+        except asyncio.CancelledError:
+            self._say_soon(PermissionWithdrawn(request.id))
+            raise
+        finally:
+            self._answers.pop(request.id, None)
+        told = claude_permissions.reply(request, answer, self._cwd)
+        if isinstance(told, claude_permissions.Deny):
+            if request.tool_use_id is not None:
+                self._messages.denied(request.tool_use_id)
+            if told.interrupt:
+                self._messages.interrupted()
+            return PermissionResultDeny(message=told.message, interrupt=told.interrupt)
+        updates = [PermissionUpdate.from_dict(update) for update in told.updates]
+        return PermissionResultAllow(updated_input=told.input, updated_permissions=updates or None)
+
+    def _asked(self, request: claude_permissions.Request) -> list[AgentEvent]:
+        events: list[AgentEvent] = []
+        own = self._messages.input_of(request.tool_use_id)
+        request = replace(request, parent_tool_use_id=self._messages.parent_of(request.agent_id))
+        if request.tool_use_id is not None:
+            events += self._messages.called(
+                request.tool_use_id, request.tool, request.input, request.parent_tool_use_id
+            )
+        root, settings = self._spec.root, self._local_settings
+        path = str(settings.relative_to(root) if settings.is_relative_to(root) else settings)
+        asked = claude_permissions.ask(request, self._cwd, plan=own.get("plan"), local_settings=path)
+        return [*events, asked] if request.id in self._answers else events
+
+    async def answer(self, request: str, answer: PermissionAnswer) -> None:
+        """Answer a permission request; one that is no longer waited for is ignored."""
+        waiting = self._answers.get(request)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(answer)
+
+    # --- what the CLI is told -----------------------------------------------------------------------------------------
+
+    async def prompt(self, parts: Sequence[PromptPart]) -> None:
+        """Send a prompt; it begins a turn."""
+        await self._say(parts)
+
+    async def steer(self, parts: Sequence[PromptPart]) -> None:
+        """Send a prompt into the running turn: the CLI takes it in between two calls of the model."""
+        await self._say(parts)
+
+    async def _say(self, parts: Sequence[PromptPart]) -> None:
+        prompt_id = str(uuid.uuid4())
+        message = {
+            "type": "user",
+            "uuid": prompt_id,
+            "message": {"role": "user", "content": claude_prompts.prompt_content(parts, self._spec.root, self._cwd)},
+            "parent_tool_use_id": None,
+        }
+
+        async def messages() -> AsyncIterator[JsonObject]:
+            yield message
+
+        self._messages.prompted(prompt_id)
+        await self._running().query(messages())
+
+    async def interrupt(self) -> None:
+        """Ask the CLI to stop its turn."""
+        self._messages.interrupted()
+        await self._running().interrupt()
+
+    async def configure(self, *, model: str | None, effort: str | None, permission_mode: str | None) -> None:
+        """Change the model, effort or permission mode of the running CLI. Raises `mode_refused` and `not_supported`."""
+        client = self._running()
+        if permission_mode == "bypassPermissions" and not claude_install.may_bypass(self._env):
+            raise WorkspaceError("mode_refused", _NO_BYPASS)
+        if permission_mode is not None:
+            try:
+                await client.set_permission_mode(permission_mode)  # type: ignore[arg-type]  # checked by ClaudeAgent.check
+            except Exception as fault:
+                raise WorkspaceError("mode_refused", str(fault)) from fault
+        try:
+            if model is not None:
+                await client.set_model(None if model == "default" else model)
+                self._model = model
+            if effort is not None:
+                order = {"subtype": "apply_flag_settings", "settings": {"effortLevel": effort}}
+                await self._query()._send_control_request(order)
+        except Exception as fault:
+            raise WorkspaceError("not_supported", f"Claude Code refused the change: {fault}") from fault
+
+    def _running(self) -> "ClaudeSDKClient":
+        if self._client is None:
+            raise ConnectionError("Claude Code is not started")
+        return self._client
+
+
+def _process_id(transport: Any) -> int | None:
+    """The keeper's process id, also when it has ended; None where there was none. Raises `AgentStartError` when this SDK does
+    not tell."""
+    try:
+        process = transport._process if transport is not None else None
+        return process.pid if process is not None else None
+    except AttributeError:
+        raise AgentStartError("agent_error", _UNKNOWN_SDK) from None
+
+
+_UNKNOWN_SDK = "This version of claude-agent-sdk is not known to the runtime: install the one that it names."
+_NO_BYPASS = (
+    "Claude Code refuses bypassPermissions as root. Run the server as another user, or set IS_SANDBOX=1 if this machine is a "
+    "sandbox."
+)
