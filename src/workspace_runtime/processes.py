@@ -48,17 +48,19 @@ def keeper_command() -> list[str]:
     return [sys.executable, "-I", "-S", "-c", _BOOT, os.path.dirname(os.path.abspath(keeper.__file__))]
 
 
-def keeper_wrapper(executable: str, folder: Path) -> Path:
+def keeper_wrapper(executable: str, folder: Path, without: Sequence[str] = ()) -> Path:
     """An executable file in `folder` that runs `executable` under a keeper, with the arguments it is given.
 
     For libraries that start an agent themselves and only take a path. Made once, atomically; the same one is given again.
+    `without` names variables that it takes out of the environment first.
     The process that starts it is the one whose death ends everything. Writes files: call it in a thread.
     Raises `OSError` when the folder can't be written.
     """
     content = (
         "#!/bin/sh\n"
         f"# Runs {shlex.quote(os.path.basename(executable))} so that nothing it starts outlives the server.\n"
-        f'exec {shlex.join(keeper_command())} --parent "$PPID" -- {shlex.quote(executable)} "$@"\n'
+        + (f"unset {shlex.join(sorted(without))}\n" if without else "")
+        + f'exec {shlex.join(keeper_command())} --parent "$PPID" -- {shlex.quote(executable)} "$@"\n'
     )
     data = os.fsencode(content)
     path = folder / f"{os.path.basename(executable)}-{hashlib.sha256(data).hexdigest()[:12]}"

@@ -8,6 +8,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from support.server import ServerProcess, create, eventually, history, processes_with, receive, session_of, wait_status
+from workspace_runtime.sessions.routes import AgentList
 from workspace_runtime.sessions.schemas import PermissionView, SessionView
 from workspace_runtime.streams.protocol import StoredEvent
 
@@ -233,3 +234,36 @@ def test_frames_on_the_socket(client: httpx.Client, server: ServerProcess) -> No
         socket.send('{"type": "interrupt", "request_id": "i"}')
         frames = receive(socket, lambda f: f["type"] == "ack" and f["request_id"] == "i")
         assert [f["stop_reason"] for f in frames if f["type"] == "done"] == ["interrupted"]
+
+
+def test_agents_are_listed_with_what_they_can(client: httpx.Client) -> None:
+    agents = AgentList.model_validate(client.get("/api/v1/agents").json()).items
+    by_id = {agent.id: agent for agent in agents}
+    assert set(by_id) == {"claude", "demo"}
+    demo, claude = by_id["demo"], by_id["claude"]
+    assert demo.installed and demo.signed_in and "no AI" in demo.name
+    assert claude.installed and claude.version and claude.signed_in is False and "ANTHROPIC_API_KEY" in claude.sign_in
+    assert {"default", "acceptEdits", "plan", "bypassPermissions"} <= {mode.id for mode in claude.modes}
+    assert [mode.id for mode in claude.modes if mode.dangerous]
+    assert claude.capabilities["steer"] and claude.capabilities["updated_input"]
+
+
+def test_a_conversation_is_resumed_and_forked(client: httpx.Client) -> None:
+    first = create(client, prompt="say the first thing")
+    wait_status(client, first["id"], "idle")
+    busy = client.post("/api/v1/agent-sessions", json={"agent": "demo", "resume": {"session_id": first["id"]}})
+    assert busy.status_code == 409 and busy.json()["code"] == "session_active"
+    fork = create(client, resume={"session_id": first["id"]}, fork=True, prompt="recall")
+    wait_status(client, fork["id"], "idle")
+    fork = session_of(client, fork["id"])
+    native = session_of(client, first["id"])["native_session_id"]
+    assert fork["parent_session_id"] == first["id"] and fork["native_session_id"] != native
+    client.delete(f"/api/v1/agent-sessions/{first['id']}")
+    again = create(client, resume={"native_session_id": native}, prompt="recall")
+    wait_status(client, again["id"], "idle")
+    assert session_of(client, again["id"])["native_session_id"] == native
+    for session in (fork, again):
+        assert "say the first thing" in history(client, session["id"], "?events=text")[-1]["content"]
+    wrong = create(client, resume={"native_session_id": "never-was"})
+    failed = wait_status(client, wrong["id"], "failed")
+    assert failed["error"]["code"].startswith("agent_")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import encodings.idna  # noqa: F401  # see as_user
 import os
 import socket
 import threading
@@ -189,7 +190,7 @@ def guarded(
 
 @contextlib.contextmanager
 def as_user(uid: int) -> Iterator[None]:
-    """Sockets made meanwhile belong to this user."""
+    """Sockets made meanwhile belong to this user. What is imported meanwhile may fail, and is remembered as missing."""
     before = os.geteuid()
     os.seteuid(uid)
     try:

@@ -110,7 +110,7 @@ def find(messages: list[dict[str, Any]]) -> tuple[list[list[Item]], int] | None:
     """
     for index in range(len(messages) - 1, -1, -1):
         message = messages[index]
-        if message["role"] != "user":
+        if message["role"] == "assistant":  # what is said in mid-turn comes as a message of the system
             continue
         for block in reversed(blocks(message)):
             if block.get("type") == "text" and MARK in block["text"]:

@@ -75,13 +75,12 @@ def assert_gone(mark: str, timeout: float = 5.0) -> None:
         time.sleep(0.005)
 
 
-def child_of(pid: int) -> int:
-    """The process id of the (only) child of a process: a keeper's command."""
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError):
-                if int(_read(f"/proc/{name}/stat").rpartition(b") ")[2].split()[1]) == pid:
-                    return int(name)
+def child_of(pid: int, mark: str = "") -> int:
+    """The process id of the living child of a process, with `mark`: a keeper's command, for instance."""
+    for child in marked(mark):
+        with contextlib.suppress(OSError):
+            if int(_read(f"/proc/{child}/stat").rpartition(b") ")[2].split()[1]) == pid:
+                return child
     raise LookupError(f"{pid} has no child")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
+from blockbuster import blockbuster_ctx
 from pydantic import TypeAdapter
 
 from support.scripted_driver import ScriptedAgent, ScriptedDriver
@@ -46,7 +47,8 @@ async def manager_of(
     )
     await manager.load()
     try:
-        yield manager
+        with blockbuster_ctx("workspace_runtime"):  # no call that can wait on the event loop
+            yield manager
     finally:
         await manager.close()
         await log.close()

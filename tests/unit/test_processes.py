@@ -21,6 +21,12 @@ from workspace_runtime.processes import Child, agent_environment, end_tree, fini
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """The server runs on uvloop, a command without it on asyncio's own loop."""
+    return "asyncio", {"use_uvloop": request.param}
+
+
 @pytest.fixture
 def mark() -> Iterator[str]:
     """A word that names the test's processes."""

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workspace_runtime import processes
+from workspace_runtime.config import settings
 from workspace_runtime.errors import WorkspaceError
 
 from . import claude_install, claude_outputs, claude_permissions, claude_prompts
@@ -91,6 +92,7 @@ class ClaudeDriver:
 
     async def start(self) -> None:
         """Start the CLI. Raises `AgentStartError`."""
+        self._check_open()
         folder = await asyncio.to_thread(claude_install.sdk_folder)
         path = await asyncio.to_thread(claude_install.executable, folder) if folder is not None else None
         if path is None:
@@ -99,7 +101,10 @@ class ClaudeDriver:
         from claude_agent_sdk import ClaudeSDKClient
 
         self._local_settings = await asyncio.to_thread(claude_install.local_settings, self._spec.cwd)
-        wrapper = await asyncio.to_thread(processes.keeper_wrapper, str(path), self._runtime_dir)
+        wrapper = await asyncio.to_thread(
+            processes.keeper_wrapper, str(path), self._runtime_dir, tuple(self._own_settings())
+        )
+        self._check_open()
         self._client = ClaudeSDKClient(self._options(wrapper))
         # a task of its own: cancelled in the middle, the SDK would lose the process that it just started
         self._connect = asyncio.get_running_loop().create_task(self._client.connect())
@@ -107,9 +112,23 @@ class ClaudeDriver:
             await asyncio.shield(self._connect)
             self._keeper = _process_id(self._client._transport)
             self._learn(await self._client.get_server_info() or {})
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closing is not None and task is not None and not task.cancelling():
+                self._check_open()
+            raise
         except Exception as fault:
             await self.close()
             raise self._start_error(fault) from fault
+
+    def _own_settings(self) -> list[str]:
+        """Names of our own settings that the CLI would inherit: the SDK lays `env` over our environment, and removes nothing."""
+        names = [field.metadata["env"] for field in settings()]
+        return [name for name in names if name in os.environ and name not in self._spec.env]
+
+    def _check_open(self) -> None:
+        if self._closing is not None:
+            raise AgentStartError("agent_died", "The session was closed.")
 
     def _options(self, cli_path: Path) -> "ClaudeAgentOptions":
         from claude_agent_sdk import ClaudeAgentOptions
@@ -214,8 +233,9 @@ class ClaudeDriver:
 
     async def events(self) -> AsyncIterator[AgentEvent]:
         """All that the CLI says, as neutral events."""
+        messages = self._query().receive_messages()
         try:
-            async for message in self._query().receive_messages():
+            async for message in messages:
                 events = self._event(message)
                 if self._watch is not None and any(isinstance(event, TurnEnded) for event in events):
                     await asyncio.wait({self._watch})  # a turn that is done can be gone on from
@@ -227,6 +247,8 @@ class ClaudeDriver:
             if self._closing is None:
                 words = " · ".join(self._errors)[-2000:]
                 logger.warning("session %s: Claude Code ended: %s %s", self._spec.session_id, fault, words)
+        finally:
+            await messages.aclose()
         for event in [*self._unsaid, *self._messages.ended()]:
             yield event
 
@@ -350,8 +372,13 @@ class ClaudeDriver:
         async def messages() -> AsyncIterator[JsonObject]:
             yield message
 
+        from claude_agent_sdk import CLIConnectionError
+
         self._messages.prompted(prompt_id)
-        await self._running().query(messages())
+        try:
+            await self._running().query(messages())
+        except CLIConnectionError as fault:  # it has ended, which the events tell
+            raise ConnectionError(str(fault)) from None
 
     async def interrupt(self) -> None:
         """Ask the CLI to stop its turn."""

@@ -171,7 +171,7 @@ class Agent:
             if turn.by_itself:
                 self.say({"type": "began", "reason": "It was asked to begin by itself."})
             try:
-                if not parts and not turn.by_itself:
+                if not "".join(turn.lines).strip() and all(part["type"] == "text" for part in parts):
                     turn.lines.append("help")
                 self._look_at(turn, parts)
                 self._do_all(turn)
@@ -603,8 +603,6 @@ def _crash(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
     signo = signal.Signals(int(name)) if name.isdigit() else getattr(signal, "SIG" + name, None)
     if not isinstance(signo, signal.Signals):
         raise ValueError
-    if signo not in (signal.SIGKILL, signal.SIGSTOP):
-        signal.signal(signo, signal.SIG_DFL)
     os.kill(os.getpid(), signo)
     time.sleep(1)
 
@@ -797,6 +795,7 @@ def _open_conversation(start: JsonObject) -> tuple[str, int, list[str]]:
 
 def main() -> None:
     """Speak on the standard streams until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     lock = threading.Lock()
     output = sys.stdout.buffer
 
