@@ -479,7 +479,7 @@ async def test_closing_in_the_middle_of_the_start(bench: Bench, mark: str, how: 
         assert marked(mark) == []
         await driver.close()
     await settle()
-    assert open_files() == before
+    await until(lambda: open_files() <= before)
 
 
 async def part_of_a_start(moment: int, mark: str) -> None:
@@ -528,7 +528,7 @@ async def test_closing_leaves_no_process_and_nothing_open(bench: Bench, mark: st
         async with asyncio.timeout(5):
             await reader
     await settle()
-    await until(lambda: open_files() == before)  # the other end of a connection may be about to close
+    await until(lambda: open_files() <= before)  # the other end of a connection may be about to close
 
 
 async def bring_into(state: str, bench: Bench, driver: Driver, one: Driven) -> None:

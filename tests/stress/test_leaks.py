@@ -33,7 +33,8 @@ def test_clients_and_sessions_leave_no_descriptor_and_no_process(tmp_path: Path)
         before = descriptors(pid)
         for _ in range(12):
             round_trip()
-        eventually(lambda: not children(pid) and descriptors(pid) <= before)
+        # the log's readers open the database when they are first needed: a few descriptors, and not one a round
+        eventually(lambda: not children(pid) and descriptors(pid) < before + 8)
 
 
 def test_a_client_that_leaves_in_the_middle_of_a_create_leaves_one_session(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.processes import PATIENCE_S, assert_gone, child_of, daemons, marked, marking, told, wait_for
+from workspace_runtime import processes
 from workspace_runtime.processes import keeper_command
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and prctl")
@@ -193,13 +194,14 @@ def test_a_parent_that_was_gone_before_the_keeper_began() -> None:
 def test_the_command_dies_with_the_keeper(mark: str) -> None:
     process = keep(f"echo ready; exec sh -c 'sleep 1000; : {mark}'")
     read_ready(process)
+    command = child_of(process.pid)
     process.kill()
-    finished(process)
-    # what the command's shell had started is not below a keeper any more: `processes` sweeps it up, see there
-    for pid in marked(mark):
-        assert f"WORKSPACE_RUNTIME_KEEPER={process.pid}".encode() in Path(f"/proc/{pid}/environ").read_bytes()
-        os.kill(pid, signal.SIGKILL)
-    assert_gone(mark)
+    process.wait(5)
+    wait_for(lambda: command not in marked(""))
+    # what the command had started is below no keeper any more, but named by it: `processes` sweeps it up
+    processes._sweep(process.pid, False)
+    process.communicate(timeout=5)
+    assert marked(mark) == []
 
 
 BOMB = """

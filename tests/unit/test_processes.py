@@ -318,7 +318,7 @@ def test_the_wrapper_is_made_once_and_is_ours_alone(tmp_path: Path) -> None:
 async def test_what_the_wrapper_starts_is_ended_whole(tmp_path: Path, mark: str) -> None:
     tool = tmp_path / "a $HOME 'tool'"
     tool.write_text(
-        f"#!/bin/sh\n{' '.join(daemons(mark).values())}\necho \"$@\"; trap '' TERM; sleep 1000; sleep 1000\n"
+        f"#!/bin/sh\n{' '.join(daemons(mark).values())}\ntrap '' TERM; echo \"$@\"; sleep 1000; sleep 1000\n"
     )
     tool.chmod(0o755)
     wrapper = keeper_wrapper(str(tool), tmp_path)
