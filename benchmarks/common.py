@@ -36,11 +36,11 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICK
 
 
-def rss_mb(pid: int) -> float:
-    """Resident memory of a process in MB."""
-    with open(f"/proc/{pid}/status") as file:
-        line = next(line for line in file if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
+def memory_mb(pid: int) -> tuple[float, float]:
+    """Resident memory of a process in MB: all of it, and its proportional share where pages are shared."""
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        sizes = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in file if line.startswith(("Rss:", "Pss:"))}
+    return sizes["Rss"], sizes["Pss"]
 
 
 def median(values: Sequence[float]) -> float:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Sequence
 
@@ -127,6 +128,7 @@ def _serve(config: Config) -> int:
 
 def welcome(config: Config, url: str) -> str:
     """What `serve` says once it serves: where it is, and how to try it."""
+    command = "workspace-runtime" if shutil.which("workspace-runtime") else os.path.abspath(sys.argv[0])
     header = ' -H "Authorization: Bearer $TOKEN"' if config.token else ""
     create = f"""curl -s{header} {url}/api/v1/agent-sessions --json '{{"agent": "demo", "prompt": "help"}}'"""
     return f"""
@@ -135,10 +137,11 @@ at {url}  (API pages: {url}/docs)
 
 Try it in another terminal, with the built-in demo agent (no key, no network, no AI):
 
-  workspace-runtime run --agent demo "say Hello"
+  {command} run --agent demo "say Hello"
   {create}
   curl -sN{header} {url}/api/v1/agent-sessions/ID/events?events=all -H 'Accept: text/event-stream'
 
-With Claude: workspace-runtime run "What is in this folder?"   What works here: workspace-runtime doctor
+With Claude: {command} run "What is in this folder?"
+What works here: {command} doctor
 Ctrl-C stops the server and every agent; the sessions stay.
 """

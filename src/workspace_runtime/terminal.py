@@ -157,7 +157,7 @@ class _Turn:
             self._line()
         elif kind == "tool_use":
             self._line()
-            self._write(f"▸ {event['tool']} {event['title'] or json.dumps(event['input'])[:200]}\n")
+            self._write(f"▸ {event['title'] or event['tool'] + ' ' + json.dumps(event['input'])[:200]}\n")
         elif kind == "tool_result":
             self._line()
             lines = event["output"].splitlines()

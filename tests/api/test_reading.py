@@ -106,6 +106,8 @@ def test_tail_and_paging(client: httpx.Client, server: ServerProcess) -> None:
     assert [e["content"] for e in page["items"]] == ["turn 1", "turn 2"] and page["has_more"] is True
     page = client.get(path + f"/events?events=text&order=desc&limit=2&before={page['items'][1]['seq']}").json()
     assert [e["content"] for e in page["items"]] == ["turn 1"] and page["has_more"] is False
+    assert client.get(path + "/events?tail=0").json()["items"] == []
+    assert len(client.get(path + "/events?tail=2&events=done").json()["items"]) == 2
     page = client.get(path + "/events?turns=1").json()
     assert [e["type"] for e in page["items"]] == ["text", "done"] and page["items"][0]["content"] == "turn 4"
 

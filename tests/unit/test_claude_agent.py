@@ -1,6 +1,7 @@
 """What is known of Claude Code without running it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +125,11 @@ def test_prompts() -> None:
 def test_importing_the_driver_does_not_import_the_sdk() -> None:
     code = "import sys, workspace_runtime.sessions.drivers.claude; sys.exit('claude_agent_sdk' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("sandbox", "may"), [("1", True), ("yes", False), ("true", False), ("", False)])
+def test_root_may_bypass_in_a_sandbox_alone(monkeypatch: pytest.MonkeyPatch, sandbox: str, may: bool) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert claude_install.may_bypass({"IS_SANDBOX": sandbox}) is may
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert claude_install.may_bypass({"IS_SANDBOX": sandbox})

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -181,14 +181,25 @@ class SessionActor:
         if any(value is not None for value in settings.values()):
             self._check_alive()
             self.agent.check(**settings)
-            if self.runner.driver is not None:
-                async with asyncio.timeout(ORDER_TIMEOUT_S):
-                    await self.runner.driver.configure(**settings)
+            await self._configure(settings)
         for name, value in changes.items():
             setattr(self.record, name, value)
         self.record.chosen_model = changes.get("model", self.record.chosen_model)
         self.recorder.tell_session()
         await self.journal.log.settled(self.recorder.commit(waited=True))
+
+    async def _configure(self, settings: Mapping[str, str | None]) -> None:
+        driver = self.runner.driver
+        if driver is None:
+            return
+        try:
+            async with asyncio.timeout(ORDER_TIMEOUT_S):
+                await driver.configure(**settings)
+        except TimeoutError:
+            detail = "The agent did not take the change in time. Nothing was changed: try again, or interrupt it."
+            raise WorkspaceError("session_active", detail) from None
+        except OSError:  # it has just ended: the next process is started with the change
+            logger.info("session %s: the agent ended while it was changed", self.record.id)
 
     async def terminate(self) -> None:
         """End the agent and its process tree; the history stays. Returns when all of it is durable. Safe to call twice."""
@@ -306,9 +317,11 @@ class SessionActor:
                 await turn.over.wait()
         await self._stop(turn, "interrupted")
 
-    # --- orders to the agent --------------------------------------------------------------------------------------------------
+    # --- orders to the agent ------------------------------------------------------------------------------------------
 
     async def _start_ahead(self) -> None:
+        if self.record.status != "starting":  # terminated, or a prompt was quicker
+            return
         try:
             await self.runner.ensure()
         except AgentStartError as fault:

@@ -103,6 +103,7 @@ class SessionManager:
         self._sessions: dict[str, Session] = {}
         self._claimed: set[AgentRunner] = set()
         self._keys: dict[tuple[str, str], UsedKey] = {}
+        self._keys_bound = 1024  # when to look for keys past their lifetime
         self._key_batches: dict[tuple[str, str], Batch] = {}
         self._streams = itertools.count(1)
         self._closed = False
@@ -421,7 +422,11 @@ class SessionManager:
         return used.answer
 
     def _use(self, scope: str, key: str, digest: str, answer: JsonObject) -> Statement:
-        used = self._keys[scope, key] = UsedKey(digest, answer, time.time())
+        moment = time.time()
+        if len(self._keys) >= self._keys_bound:
+            self._keys = {name: used for name, used in self._keys.items() if used.at >= moment - store.KEY_LIFETIME_S}
+            self._keys_bound = max(1024, 2 * len(self._keys))
+        used = self._keys[scope, key] = UsedKey(digest, answer, moment)
         return store.save_key(scope, key, used)
 
     def _pend(self, scope: str, key: str | None, batch: Batch) -> None:

@@ -267,7 +267,7 @@ async def read_events(
         int | None, Query(ge=1, le=1000, description="Only the newest so many turns of the range.")
     ] = None,
     tail: Annotated[
-        int | None, Query(ge=0, description="SSE: begin with the newest so many turns; 0: only what comes.")
+        int | None, Query(ge=0, description="Begin with the newest so many turns; 0: only what comes.")
     ] = None,
     events: Annotated[str | None, Query(description="`all`, or types with commas; by default the six.")] = None,
     parent_tool_use_id: str | None = None,
@@ -289,6 +289,8 @@ async def read_events(
     head = stream.head
     check_position(stream, after or 0, log_id)
     low, high = after or 0, min(head, before - 1 if before is not None else head)
+    if tail is not None:
+        low = (await reading(stream, request.query_params)).after
     if turns is not None:
         low = max(low, await stream.log.turn_start(stream.key, turns, before=high + 1) - 1)
     rows: list[Any] = []

@@ -145,8 +145,8 @@ def signed_in(env: Mapping[str, str]) -> bool | None:
 
 
 def may_bypass(env: Mapping[str, str]) -> bool:
-    """Whether the CLI lets permissions be bypassed: as root only in a sandbox."""
-    return os.geteuid() != 0 or env.get("IS_SANDBOX", "").lower() in ("1", "true", "yes", "on")
+    """Whether the CLI lets permissions be bypassed: as root only in a sandbox, which it takes from the word `1` alone."""
+    return os.geteuid() != 0 or env.get("IS_SANDBOX") == "1"
 
 
 def _object(path: Path) -> JsonObject:
