@@ -63,7 +63,11 @@ async def test_events_have_the_shape_of_the_sample(tmp_path: Path) -> None:
     agent = ScriptedAgent()
     agent.on_prompt, agent.on_answer = play, go_on
     async with manager_of(tmp_path, agent) as manager:
-        parts = (*say("Go"), base.ImagePart("image/png", "iVBORw0KGgo="), base.FilePart("a.py", 1, 2))
+        parts: list[base.PromptPart] = [
+            *say("Go"),
+            base.ImagePart("image/png", "iVBORw0KGgo="),
+            base.FilePart("a.py", 1, 2),
+        ]
         session = await manager.create(NewSession("scripted", prompt=parts), key="m-1")
         await until(lambda: session.record.status == "requires_action")
         await manager.prompt(session.record.id, say("waits"), client_message_id="m-2")
