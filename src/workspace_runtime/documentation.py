@@ -133,4 +133,15 @@ def build_api(routers: list[APIRouter], about: Callable[[], dict[str, Any]] | No
 
     for router in routers:
         app.include_router(router)
+    app.openapi = lambda: _with_problems(FastAPI.openapi(app))  # type: ignore[method-assign]  # FastAPI's own way
     return app
+
+
+def _with_problems(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with the errors' true media type: FastAPI knows one for all answers of a route."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for status, answer in operation["responses"].items():
+                if status[0] in "45" and "application/json" in answer.get("content", {}):
+                    answer["content"] = {MEDIA_TYPE: answer["content"]["application/json"]}
+    return document

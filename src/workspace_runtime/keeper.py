@@ -41,7 +41,7 @@ else:
 MARK = "WORKSPACE_RUNTIME_KEEPER"
 TERM_GRACE_S = 3.0
 REST_GRACE_S = 0.2
-GIVE_UP_S = 5.0
+GIVE_UP_S = 4.0
 # A signal of its own, because the kernel also sends it when only the *thread* that started us ends: then it means nothing.
 PARENT_DIED = signal.SIGUSR1
 # Asks the server's keeper to end what fell to it while the server lives: the rest of an agent whose own keeper was killed.
@@ -183,7 +183,7 @@ class _Tree:
                 _send(pid, signal.SIGKILL)
             if spare and not found:
                 return
-            _wait(0.01)
+            _wait(0.01, (signal.SIGCHLD,))  # what else was sent is for whoever called
 
 
 def _descendants(spare: int) -> list[int]:
@@ -215,20 +215,20 @@ def _descendants(spare: int) -> list[int]:
     return found
 
 
-def _wait(timeout: float | None) -> tuple[int, bool]:
-    """The next signal, and whether the terminal sent it; (0, False) when `timeout` seconds passed."""
+def _wait(timeout: float | None, signals: tuple[int, ...] = _WATCHED) -> tuple[int, bool]:
+    """The next of the signals, and whether the terminal sent it; (0, False) when `timeout` seconds passed."""
     if sys.platform != "darwin":
         if timeout is None:
-            info = signal.sigwaitinfo(_WATCHED)
+            info = signal.sigwaitinfo(signals)
         else:
-            told = signal.sigtimedwait(_WATCHED, max(timeout, 0))
+            told = signal.sigtimedwait(signals, max(timeout, 0))
             if told is None:
                 return 0, False
             info = told
         return info.si_signo, info.si_code == _SI_KERNEL
     deadline = None if timeout is None else time.monotonic() + timeout  # macOS has no wait with a timeout
     while deadline is None or time.monotonic() < deadline:
-        pending = [signo for signo in _WATCHED if signo in signal.sigpending()]
+        pending = [signo for signo in signals if signo in signal.sigpending()]
         if pending:
             signo = signal.sigwait(pending)
             return signo, signo == signal.SIGINT

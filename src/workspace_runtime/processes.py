@@ -29,8 +29,9 @@ from . import config, keeper
 
 LINE_LIMIT = 64 * 1024 * 1024
 STDERR_TAIL = 64 * 1024
-# The longest grace that `Child.end` gives, twice: with what the keeper may need, all of it stays under 10 s.
-MAX_GRACE_S = 2.0
+# The longest grace that `Child.end` gives, twice: with what the keeper may need, all of it stays within 10 s.
+MAX_GRACE_S = 1.5
+SWEEP_GIVE_UP_S = 1.0
 _READ_SIZE = 256 * 1024
 # imported, not run as a script: so its bytecode is cached, which saves a third of its start
 _BOOT = "import sys; sys.path.append(sys.argv.pop(1)); import keeper; keeper.main(sys.argv[1:])"
@@ -111,7 +112,7 @@ async def _end_tree(pid: int, grace_s: float) -> None:
 
 def _sweep(pid: int, ask: bool) -> None:
     """Kill what a killed keeper left: whatever carries its mark. `ask` the server's keeper for what does not."""
-    give_up = time.monotonic() + keeper.GIVE_UP_S
+    give_up = time.monotonic() + SWEEP_GIVE_UP_S
     mark = f"{keeper.MARK}={pid}".encode()
     while not _alive(pid) and (marked := _marked(mark)) and time.monotonic() < give_up:
         ask = True
@@ -370,7 +371,7 @@ class Child:
         if self._process.returncode is None:
             if not (grace_s and await exited(self.pid, grace_s)):
                 await _end_tree(self.pid, grace_s)
-            await asyncio.wait([self._watch], timeout=2.0)
+            await asyncio.wait([self._watch], timeout=0.5)
         await asyncio.wait([self._drain], timeout=0.5)
         self._drain.cancel()
         self._watch.cancel()

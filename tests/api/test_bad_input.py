@@ -78,6 +78,9 @@ def test_creating(client: httpx.Client, server: ServerProcess, body: Any, status
         (b'{"permission_timeout_s": 1e999, "agent": "demo"}', "application/json", 422, "validation_failed"),
         (b'{"permission_timeout_s": NaN, "agent": "demo"}', "application/json", 422, "validation_failed"),
         (b"[" * 100_000, "application/json", 400, "malformed_json"),
+        (b'{"agent": "demo", "title": "\\ud800"}', "application/json", 422, "validation_failed"),
+        (b'{"agent": "demo", "prompt": "say \\udfff"}', "application/json", 422, "validation_failed"),
+        (b'{"agent": "demo", "env": {"A": "\\ud800"}}', "application/json", 422, "validation_failed"),
         (b"agent=demo", "application/x-www-form-urlencoded", 415, "unsupported_media_type"),
         (b"{}", "text/plain", 415, "unsupported_media_type"),
     ],
@@ -136,6 +139,20 @@ def test_a_full_queue(client: httpx.Client) -> None:
     assert session_of(client, session["id"])["queue"]["length"] == 32
     client.post(f"{SESSIONS}/{session['id']}/interrupt", json={"queue": "drop"})
     assert session_of(client, session["id"])["queue"] == {"length": 0, "paused": False}
+
+
+def test_answers_that_can_not_be_passed_on(client: httpx.Client) -> None:
+    session = create(client, prompt="ask me")
+    wait_status(client, session["id"], "requires_action")
+    path = f"{SESSIONS}/{session['id']}/permissions"
+    (asked,) = client.get(path).json()["items"]
+    for value in ('"\\ud800"', "9" * 30, "[" * 300 + "]" * 300):
+        body = f'{{"decision": "allow", "updated_input": {{"text": {value}}}}}'
+        answer = client.post(f"{path}/{asked['id']}", content=body, headers={"Content-Type": "application/json"})
+        check(answer, 422, "validation_failed")
+    lines = [{"type": "file", "path": "a", "start_line": 10**30}]
+    check(client.post(f"{SESSIONS}/{session['id']}/messages", json={"prompt": lines}), 422, "validation_failed")
+    assert session_of(client, session["id"])["status"] == "requires_action"
 
 
 def test_a_frame_too_large_closes_with_1009(client: httpx.Client, server: ServerProcess) -> None:

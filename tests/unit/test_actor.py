@@ -497,3 +497,23 @@ async def test_a_permission_that_its_turn_ends_is_told_to_the_agent(tmp_path: Pa
         session = await manager.create(NewSession("scripted", prompt=say("go")))
         await until(lambda: agent.started and any(isinstance(t, tuple) and t[0] == "r1" for t in agent.started[0].told))
         assert session.record.status == "idle" and not manager.pending_permissions()
+
+
+async def test_broken_text_of_an_agent_is_mended_not_fatal(tmp_path: Path) -> None:
+    agent = ScriptedAgent()
+    agent.on_prompt = lambda driver, parts: driver.say(
+        BlockEnded("text", "half a smile \ud83d"),
+        ToolCalled("t1", "Odd \udc00", {"\ud800": 10**30}),
+        base.PermissionAsked("r1", "tool", "Odd", {"x": "\ud800"}, title="\udfff", options=OPTIONS),
+    )
+    agent.on_answer = lambda driver, request, answer: driver.say(TurnEnded("end_turn"))
+    async with manager_of(tmp_path, agent) as manager:
+        session = await manager.create(NewSession("scripted", prompt=say("go")))
+        await until(lambda: manager.pending_permissions(session.record.id))
+        (waiting,) = manager.pending_permissions()
+        await manager.answer_permission(session.record.id, waiting["id"], Answer(decision="allow"))
+        await idle(session)
+        events = await history(manager, session)
+        assert next(e for e in events if e["type"] == "text")["content"] == "half a smile \ufffd"
+        assert orjson.loads(manager.view_bytes(session))["last_message"]["text"] == "half a smile \ufffd"
+        assert events[-2]["stop_reason"] == "end_turn"

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import itertools
+import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import orjson
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.events.hub import Stream
 from workspace_runtime.events.log import Batch, EventLog, Statement
-from workspace_runtime.events.model import new_id, now
+from workspace_runtime.events.model import encode, new_id, now
 from workspace_runtime.paths import WorkspaceRoot
 
 from . import store
@@ -219,7 +220,7 @@ class SessionManager:
     def view_bytes(self, session: Session) -> bytes:
         """The same as JSON, made again only when something was published."""
         if session.view is None:
-            session.view = orjson.dumps(self.view(session))
+            session.view = encode(self.view(session))
         return session.view
 
     # --- making and prompting -----------------------------------------------------------------------------------------
@@ -438,7 +439,7 @@ class SessionManager:
 
 def digest(body: bytes | Any) -> str:
     """A digest of a request's body, to tell a retry from another request with the same key."""
-    data = body if isinstance(body, bytes) else orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+    data = body if isinstance(body, bytes) else json.dumps(body, sort_keys=True).encode()
     return hashlib.sha256(data).hexdigest()
 
 

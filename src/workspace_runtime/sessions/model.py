@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import orjson
 
+from workspace_runtime.events.model import encode
+
 from .drivers.base import (
     FilePart,
     ImagePart,
@@ -77,7 +79,7 @@ class SessionRecord:
 
     def dump(self) -> bytes:
         """The stored form."""
-        return orjson.dumps({name: getattr(self, name) for name in _RECORD_FIELDS})
+        return encode({name: getattr(self, name) for name in _RECORD_FIELDS})
 
     @classmethod
     def load(cls, data: bytes) -> "SessionRecord":

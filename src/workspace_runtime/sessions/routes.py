@@ -10,6 +10,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel
 
 from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.events.model import encode
 from workspace_runtime.streams.protocol import EventPage
 from workspace_runtime.streams.reading import MAX_SEQ, check_position, reading, types_of, whole
 from workspace_runtime.streams.sse import EventStream
@@ -214,7 +215,7 @@ async def _permissions(
         items = manager.pending_permissions(session_id)
     else:
         items, next_cursor = await manager.answered_permissions(session_id, limit=limit, cursor=cursor)
-    return raw(orjson.dumps({"items": list(items), "next_cursor": next_cursor}))
+    return raw(encode({"items": list(items), "next_cursor": next_cursor}))
 
 
 @router.get("/permissions", response_model=schemas.PermissionPage, summary="List permissions of all sessions")
@@ -245,7 +246,7 @@ async def answer_permission(
 ) -> Response:
     """Answer by one of the options, or by a decision. A second answer is refused with the first one's `resolution`."""
     permission = await _manager(request).answer_permission(session_id, permission_id, body.plain())
-    return raw(orjson.dumps(permission))
+    return raw(encode(permission))
 
 
 # --- reading ------------------------------------------------------------------------------------------------------------

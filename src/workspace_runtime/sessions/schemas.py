@@ -4,6 +4,7 @@ import base64
 import binascii
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from .drivers.base import FilePart, ImagePart, PromptPart, TextPart
@@ -19,20 +20,33 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
-class Body(BaseModel):
-    """A body of a request: unknown fields are refused, since a typing error that is ignored is worse."""
+class Piece(BaseModel):
+    """A part of a request: unknown fields are refused, since a typing error that is ignored is worse."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class TextBlock(Body):
+class Body(Piece):
+    """A whole request. What JSON allows and we could not store or pass on is refused here, once for all fields."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _can_be_passed_on(cls, value: Any) -> Any:
+        try:
+            orjson.dumps(value)
+        except TypeError:
+            raise ValueError("must hold valid Unicode, whole numbers of 64 bits, and no more than 250 levels") from None
+        return value
+
+
+class TextBlock(Piece):
     """Text."""
 
     type: Literal["text"]
     text: str
 
 
-class ImageBlock(Body):
+class ImageBlock(Piece):
     """An image, in base64."""
 
     type: Literal["image"]
@@ -50,13 +64,13 @@ class ImageBlock(Body):
         raise ValueError("must be base64 of the image's bytes")
 
 
-class FileBlock(Body):
+class FileBlock(Piece):
     """A reference to a file of the workspace, or to some of its lines."""
 
     type: Literal["file"]
     path: str = Field(min_length=1, max_length=4096, description="Relative to the workspace's root.")
-    start_line: int | None = Field(default=None, ge=1)
-    end_line: int | None = Field(default=None, ge=1)
+    start_line: int | None = Field(default=None, ge=1, le=2**31)
+    end_line: int | None = Field(default=None, ge=1, le=2**31)
 
     @model_validator(mode="after")
     def _in_order(self) -> "FileBlock":
@@ -104,7 +118,7 @@ class Prompted(Body):
         return value
 
 
-class Resume(Body):
+class Resume(Piece):
     """A conversation to go on with."""
 
     session_id: Name | None = None

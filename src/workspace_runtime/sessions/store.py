@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import orjson
 
 from workspace_runtime.events.log import EventLog, Statement
+from workspace_runtime.events.model import encode
 
 from .model import JsonObject, Permission, QueuedPrompt, SessionRecord
 
@@ -76,7 +77,7 @@ def remove_prompt(session_id: str, turn_id: str) -> Statement:
 def save_permission(permission: Permission) -> Statement:
     """Write a permission as the API answers it."""
     pending = permission.resolution is None
-    body = orjson.dumps(permission.view())
+    body = encode(permission.view())
     return "INSERT OR REPLACE INTO permissions VALUES (?, ?, ?, ?)", (
         permission.session_id,
         permission.id,
