@@ -142,7 +142,6 @@ def uvicorn_config(config: Config, application: Application) -> uvicorn.Config:
 
 def _preload_later() -> None:
     """Import the agents' libraries in a thread, soon after the server stands: they take half a second."""
-
     loop = asyncio.get_running_loop()
     loop.call_later(0.3, lambda: loop.run_in_executor(None, claude.preload))
 

@@ -517,3 +517,14 @@ async def test_broken_text_of_an_agent_is_mended_not_fatal(tmp_path: Path) -> No
         assert next(e for e in events if e["type"] == "text")["content"] == "half a smile \ufffd"
         assert orjson.loads(manager.view_bytes(session))["last_message"]["text"] == "half a smile \ufffd"
         assert events[-2]["stop_reason"] == "end_turn"
+
+
+async def test_what_changes_nothing_leaves_the_time_of_change(tmp_path: Path) -> None:
+    agent = ScriptedAgent()
+    async with manager_of(tmp_path, agent) as manager:
+        session = await manager.create(NewSession("scripted"))
+        await idle(session)
+        changed = manager.view(session)["updated_at"]
+        assert await session.actor.interrupt() is None
+    async with manager_of(tmp_path, agent) as manager:  # neither does a restart
+        assert manager.view(manager.get(session.record.id))["updated_at"] == changed

@@ -22,6 +22,7 @@ from .drivers import base
 from .drivers.base import Agent, AgentStartError, DriverSpec, StopReason
 from .journal import Journal
 from .model import (
+    SERVER_RESTARTED,
     TITLE_CHARACTERS,
     Delivery,
     JsonObject,
@@ -45,7 +46,6 @@ INTERRUPT_GRACE_S = 2.0
 # How long an agent may take over an order that it answers at once (a changed mode, an answer) before it counts as dead.
 ORDER_TIMEOUT_S = 10.0
 AGENT_FAILED = "The agent stopped unexpectedly. The next prompt starts it again and goes on with the conversation."
-SERVER_RESTARTED = "The server was stopped while this turn ran. The next prompt goes on with the conversation."
 PAUSING: frozenset[StopReason] = frozenset({"interrupted", "error", "agent_died", "server_restarted"})
 
 
@@ -147,12 +147,10 @@ class SessionActor:
         if drop_queue:
             self.recorder.drop_queue("cancelled")
         turn = self.turn
-        if turn is None:
-            await self._settle()
-            return None
-        await self._stop(turn, "interrupted")
-        await self._settle()
-        return {"turn_id": turn.id, "stop_reason": turn.stop_as}
+        if turn is not None:
+            await self._stop(turn, "interrupted")
+        await self._settle(state=drop_queue)
+        return {"turn_id": turn.id, "stop_reason": turn.stop_as} if turn is not None else None
 
     async def answer(self, permission_id: str, answer: Answer, by: By = "client") -> Permission:
         """Answer a pending permission. Raises `permission_not_found`, `permission_resolved`, `permission_answer_invalid`."""
@@ -241,7 +239,7 @@ class SessionActor:
         if turn is not None and turn is self.turn:
             self.recorder.fail("server_restarted", SERVER_RESTARTED, retryable=True)
             self._end_turn("server_restarted")
-        await self._settle()
+        await self._settle(state=False)
         for timer in self._timers.values():
             timer.cancel()
         await self.runner.close()
@@ -448,6 +446,6 @@ class SessionActor:
         if self.record.status == "terminated":
             raise WorkspaceError("session_terminated", f"Session {self.record.id} is terminated: reopen it first.")
 
-    async def _settle(self) -> None:
-        """Make all that was said so far durable."""
-        await self.journal.log.settled(self.recorder.commit(waited=True))
+    async def _settle(self, *, state: bool = True) -> None:
+        """Make all that was said so far durable, with the record if it changed since its last commit (`state`)."""
+        await self.journal.log.settled(self.recorder.commit(waited=True, state=state))

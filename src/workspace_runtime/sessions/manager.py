@@ -152,8 +152,9 @@ class SessionManager:
 
     async def close(self) -> None:
         """End all agents; their sessions stay. Nothing new is taken any more. Safe to call twice."""
-        self._closed = True
-        await asyncio.gather(*(session.actor.close() for session in self._sessions.values()))
+        if not self._closed:
+            self._closed = True
+            await asyncio.gather(*(session.actor.close() for session in self._sessions.values()))
 
     # --- finding ------------------------------------------------------------------------------------------------------
 

@@ -28,9 +28,10 @@ from .drivers.base import (
 
 JsonObject = dict[str, Any]
 Status = Literal["starting", "idle", "running", "requires_action", "failed", "terminated"]
-STATUSES: tuple[Status, ...] = ("starting", "idle", "running", "requires_action", "failed", "terminated")
 Delivery = Literal["queue", "interrupt", "steer"]
 
+# What an `error` of the code `server_restarted` says, whether the server was stopped or killed.
+SERVER_RESTARTED = "The server was stopped while this turn ran. The next prompt goes on with the conversation."
 PREVIEW_CHARACTERS = 200
 TITLE_CHARACTERS = 80
 

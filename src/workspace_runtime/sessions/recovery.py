@@ -11,9 +11,7 @@ import orjson
 from workspace_runtime.events.log import EventLog
 
 from .journal import Journal
-from .model import JsonObject, SessionRecord, preview
-
-ERROR = "The server was stopped while this turn ran. The next prompt goes on with the conversation."
+from .model import SERVER_RESTARTED, JsonObject, SessionRecord, preview
 
 
 def needs_recovery(record: SessionRecord) -> bool:
@@ -49,7 +47,7 @@ async def recover(journal: Journal, record: SessionRecord, pending: list[JsonObj
             "permission_resolved", fields, turn_id=permission["turn_id"], parent=permission["parent_tool_use_id"]
         )
     if turn_id is not None:
-        fields = {"error": ERROR, "code": "server_restarted", "retryable": True}
+        fields = {"error": SERVER_RESTARTED, "code": "server_restarted", "retryable": True}
         journal.emit("error", fields, turn_id=turn_id)
         fields = {"stop_reason": "server_restarted", "usage": None, "cost_usd": None, "duration_ms": None}
         journal.emit("done", fields, turn_id=turn_id)
