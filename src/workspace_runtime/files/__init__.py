@@ -1,0 +1,1 @@
+"""Files of the workspace: reading, changing, searching and watching them."""

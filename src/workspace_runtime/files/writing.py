@@ -1,0 +1,343 @@
+"""A new content for a file, so that every reader sees the old or the new one whole, whatever happens.
+
+The content is written beside the file under a name of our own, flushed to the disk, and renamed over it; then the folder is
+flushed. A crash at any instant leaves the old file, and at most a name that the next start removes. Conditions (`If-Match`) are
+looked at again right before the rename, under one lock: of many writers with the same condition exactly one wins.
+
+What the old file had is kept: its mode, owner and extended attributes. A link inside the workspace is followed, and stays. A
+file of several names (hard links) is one file fewer afterwards: the others keep the old content.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.paths import Place, WorkspaceRoot, etag_of, kind_of, refusal, shown
+
+from .conditions import NO_CONDITIONS, Conditions
+from .temporary import Temporaries
+
+OnConflict = Literal["overwrite", "rename", "reject"]
+Result = Literal["created", "replaced", "renamed"]
+MAX_RENAMES = 1000
+COPY_BYTES = 1024 * 1024
+# Copied to the new file; what belongs to the content's old identity (capabilities) is not.
+_KEPT_ATTRIBUTES = ("user.", "system.posix_acl")
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written: the path (another one where it was renamed), its size in bytes, and its new validator."""
+
+    path: bytes
+    size: int
+    etag: str
+    result: Result
+    mode: int
+
+
+class Writer:
+    """Writes files below one root. Its methods block, and may be called from any thread."""
+
+    def __init__(self, root: WorkspaceRoot, temporaries: Temporaries) -> None:
+        self.root = root
+        self._temporaries = temporaries
+        self._commits = threading.Lock()
+        self._last_ns = 0
+
+    def begin(
+        self,
+        path: bytes,
+        conditions: Conditions = NO_CONDITIONS,
+        *,
+        on_conflict: OnConflict = "overwrite",
+        mode: int | None = None,
+        executable: bool = False,
+    ) -> "Replacement":
+        """Start a new content for `path`. Folders on the way are made when it is committed, not before.
+
+        `mode` is that of the new file, else the old one's, else what the umask leaves. Raises `WorkspaceError`:
+        `precondition_failed`, `file_exists`, `is_directory`, `not_a_file`, `link_dangling`, `permission_denied`, …
+        """
+        try:
+            folder, old = self._look(path, conditions, on_conflict)
+        except OSError as fault:
+            raise refusal(fault, path, making=True) from None
+        return Replacement(self, path, folder, conditions, on_conflict, old, mode, executable)
+
+    @contextlib.contextmanager
+    def writing(
+        self, path: bytes, *, executable: bool = False, on_conflict: OnConflict = "overwrite"
+    ) -> Iterator["Replacement"]:
+        """A new content that is committed when the context ends, and given up when it fails."""
+        replacement = self.begin(path, on_conflict=on_conflict, executable=executable)
+        try:
+            yield replacement
+            replacement.commit()
+        finally:
+            replacement.close()
+
+    def _look(
+        self, path: bytes, conditions: Conditions, on_conflict: OnConflict
+    ) -> tuple[Place, os.stat_result | None]:
+        """Refuse what can be known before a byte was written. Gives the folder to write in, and the old file's status."""
+        above = path
+        while True:
+            try:
+                with self.root.place(above, follow=above == path) as place:
+                    old = place.status() if above == path else None
+                    if above == path:
+                        check_target(place, old, path, conditions, on_conflict)
+                    if on_conflict == "rename":
+                        old = None  # another name will be found, and nothing replaced
+                    return Place(os.dup(place.folder), b"", place.path.rpartition(b"/")[0]), old
+            except FileNotFoundError:
+                if b"/" not in above:
+                    raise
+                conditions.check(None, shown(path))
+                above = above.rpartition(b"/")[0]
+
+    def next_ns(self) -> int:
+        """Now, and later than ever before: so that no two contents of ours have the same validator."""
+        with self._commits:
+            self._last_ns = max(time.time_ns(), self._last_ns + 1)
+            return self._last_ns
+
+
+def check_target(
+    place: Place, old: os.stat_result | None, path: bytes, conditions: Conditions, on_conflict: OnConflict
+) -> None:
+    """Raise `WorkspaceError` where `place` can't get a new content."""
+    name = shown(path)
+    if old is None:
+        conditions.check(None, name)
+        return
+    if on_conflict == "rename":
+        return
+    if stat.S_ISDIR(old.st_mode):
+        raise WorkspaceError("is_directory", f"{name!r} is a directory.", path=name)
+    if not stat.S_ISREG(old.st_mode):
+        raise WorkspaceError("not_a_file", f"{name!r} is {kind_of(old.st_mode)}, no file.", path=name)
+    conditions.check(etag_of(old), name)
+    if on_conflict == "reject":
+        raise WorkspaceError("file_exists", f"{name!r}: There is one of this name.", path=name)
+    if not os.access(place.name, os.W_OK, dir_fd=place.folder, effective_ids=True, follow_symlinks=False):
+        raise WorkspaceError("permission_denied", f"{name!r} may not be written.", path=name)
+
+
+class Replacement:
+    """A content on its way. `write` it, then `commit`; `close` in any case, which gives up what was not committed."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        path: bytes,
+        folder: Place,
+        conditions: Conditions,
+        on_conflict: OnConflict,
+        old: os.stat_result | None,
+        mode: int | None,
+        executable: bool,
+    ) -> None:
+        self._writer = writer
+        self._path = path
+        self._folder = folder
+        self._conditions = conditions
+        self._on_conflict: OnConflict = on_conflict
+        self._mode = mode
+        self._executable = executable
+        self._name = b""
+        self._file = -1
+        self._size = 0
+        try:
+            self._name = writer._temporaries.begin(folder.path)
+            # what will replace a file is private until it has that one's mode; a new one gets what the umask leaves
+            start = 0o600 if old is not None or mode is not None else 0o777 if executable else 0o666
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._file = os.open(self._name, flags, start, dir_fd=folder.folder)
+        except OSError as fault:
+            self.close()
+            raise refusal(fault, path, making=True) from None
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append. Raises `WorkspaceError`: `disk_full`, `file_failed`."""
+        view = memoryview(data)
+        try:
+            while view:
+                done = os.write(self._file, view)
+                self._size += done
+                view = view[done:]
+        except OSError as fault:
+            raise refusal(fault, self._path) from None
+
+    def copy_from(self, source: int) -> None:
+        """Append all of an open file; the kernel copies, without a way through this process where it can."""
+        while True:
+            try:
+                done = os.copy_file_range(source, self._file, COPY_BYTES)
+            except OSError as fault:
+                # across file systems, or one that can't
+                if fault.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+                    raise refusal(fault, self._path) from None
+                break
+            self._size += done
+            if not done:
+                return
+        while data := os.read(source, COPY_BYTES):
+            self.write(data)
+
+    def commit(self) -> Written:
+        """Give the file its name. Raises `WorkspaceError`, as `Writer.begin`; then the old file is unchanged."""
+        try:
+            moment = self._writer.next_ns()
+            os.utime(self._file, ns=(moment, moment))
+            os.fsync(self._file)
+            written = self._place_at(self._path)
+        except OSError as fault:
+            if fault.errno == errno.EXDEV:  # only where a folder on the way was exchanged since the beginning
+                raise WorkspaceError("file_busy", f"{shown(self._path)!r}: A folder on the way has changed.") from None
+            raise refusal(fault, self._path, making=True) from None
+        return written
+
+    def _place_at(self, path: bytes) -> Written:
+        on_conflict = self._on_conflict
+        for number in range(MAX_RENAMES):
+            wanted = path if not number else numbered(path, number)
+            with self._writer.root.place(wanted, follow=on_conflict == "overwrite", make=True) as place:
+                with self._writer._commits:
+                    old = place.status()
+                    if old is not None and on_conflict == "rename":
+                        continue
+                    check_target(place, old, wanted, self._conditions, on_conflict)
+                    self._inherit(place, old)
+                    result: Result = "replaced" if old is not None else "renamed" if number else "created"
+                    try:
+                        self._rename(place, exclusive=old is None)
+                    except FileExistsError:  # made by somebody else in this instant
+                        if on_conflict == "rename":
+                            continue
+                        check_target(place, place.status(), wanted, self._conditions, on_conflict)
+                        self._rename(place, exclusive=False)
+                        result = "replaced"
+                status = os.fstat(self._file)
+                self._flush_folders(place)
+                return Written(wanted, status.st_size, etag_of(status), result, stat.S_IMODE(status.st_mode))
+        raise WorkspaceError("file_exists", f"{shown(path)!r}: There are {MAX_RENAMES} of this name.")
+
+    def _inherit(self, place: Place, old: os.stat_result | None) -> None:
+        """Give the new file what the old one had."""
+        if self._mode is not None:
+            os.fchmod(self._file, self._mode & 0o777)
+        if old is None:
+            return
+        own = os.fstat(self._file)
+        if (own.st_uid, own.st_gid) != (old.st_uid, old.st_gid):
+            try:
+                os.fchown(self._file, old.st_uid, old.st_gid)
+            except OSError:  # only root may give files away; the group at least, where it is one of ours
+                with contextlib.suppress(OSError):
+                    os.fchown(self._file, -1, old.st_gid)
+        self._copy_attributes(place)
+        if self._mode is None:
+            # set-user-id is never passed on to a new content, as no write would
+            os.fchmod(self._file, stat.S_IMODE(old.st_mode) & 0o1777)
+
+    def _copy_attributes(self, place: Place) -> None:
+        if not hasattr(os, "listxattr"):
+            return
+        with contextlib.suppress(OSError):
+            source = f"/proc/self/fd/{place.folder}/".encode() + place.name
+            for name in os.listxattr(source, follow_symlinks=False):
+                if name.startswith(_KEPT_ATTRIBUTES):
+                    os.setxattr(self._file, name, os.getxattr(source, name, follow_symlinks=False))
+
+    def _rename(self, place: Place, *, exclusive: bool) -> None:
+        """Rename onto the place. `exclusive`: raises `FileExistsError` where there is something."""
+        source = {"src_dir_fd": self._folder.folder, "dst_dir_fd": place.folder}
+        if exclusive:
+            try:
+                os.link(self._name, place.name, follow_symlinks=False, **source)
+            except FileExistsError:
+                raise
+            except OSError as fault:
+                # a file system without hard links: between this look and the rename somebody may still come
+                if fault.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
+                    raise
+                if place.status() is not None:
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+            else:
+                self._forget()
+                return
+        os.rename(self._name, place.name, **source)
+        self._noted_no_more()
+
+    def _flush_folders(self, place: Place) -> None:
+        """Make the new name durable, and those of folders that were made for it."""
+        flush_folder(place.folder)
+        real = self._folder.path
+        above = place.path.rpartition(b"/")[0]
+        while above and above != real:
+            above = above.rpartition(b"/")[0]
+            with contextlib.suppress(OSError, WorkspaceError):
+                opened = self._writer.root.open_folder(above)
+                try:
+                    os.fsync(opened)
+                finally:
+                    os.close(opened)
+
+    def _forget(self) -> None:
+        """Remove our own name."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._name, dir_fd=self._folder.folder)
+        self._noted_no_more()
+
+    def _noted_no_more(self) -> None:
+        self._writer._temporaries.end(self._folder.path, self._name)
+        self._name = b""
+
+    def close(self) -> None:
+        """Give up what was not committed. Safe to call twice."""
+        if self._name:
+            self._forget()
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        if self._folder.folder >= 0:
+            os.close(self._folder.folder)
+            self._folder = Place(-1, b"", b"")
+
+    @property
+    def size(self) -> int:
+        """The bytes written so far."""
+        return self._size
+
+
+def flush_folder(folder: int) -> None:
+    """Make the names in an open folder durable; where it may not be read, the system does so in its own time."""
+    try:
+        opened = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return
+    try:
+        os.fsync(opened)
+    except OSError as fault:
+        if fault.errno != errno.EINVAL:  # a file system that can't
+            raise
+    finally:
+        os.close(opened)
+
+
+def numbered(path: bytes, number: int) -> bytes:
+    """`a/name.txt` as `a/name (1).txt`, the way browsers and file managers do."""
+    above, separator, name = path.rpartition(b"/")
+    stem, dot, suffix = name.rpartition(b".")
+    if not stem:
+        stem, dot, suffix = name, b"", b""
+    return above + separator + stem + b" (%d)" % number + dot + suffix
