@@ -6,12 +6,21 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from fastapi import APIRouter
+
 from . import __version__
+from .bodies import MAX_PAGE_ITEMS
 from .config import Config
 from .documentation import build_api
 from .entry import Entry
+from .events.board import Board
 from .events.log import EventLog
 from .events.model import MAX_EVENT_BYTES
+from .files.content_search import MAX_MATCHES
+from .files.door import FileDoor
+from .files.room import EXTRACT_LIMITS, MAX_UPLOAD_FILES, Files
+from .files.routes import router as files_router
+from .files.topic import FilesTopic
 from .paths import WorkspaceRoot
 from .security.cors import Cors
 from .security.gate import Gate
@@ -25,9 +34,11 @@ from .sessions.manager import SessionManager
 from .sessions.routes import agents_router
 from .sessions.routes import router as sessions_router
 from .state import StateFolder
+from .streams.routes import router as events_router
 from .system.health import Health
+from .system.topic import StatsTopic
 
-FEATURES = ("agents", "agent_sessions", "permissions", "events", "sse", "websocket")
+FEATURES = ("agents", "agent_sessions", "permissions", "events", "sse", "websocket", "files", "search", "live_events")
 MAX_FRAME_BYTES = 32 * 1024 * 1024
 
 
@@ -40,11 +51,25 @@ class Application:
     manager: SessionManager
     health: Health
     log: EventLog
+    files: Files
+    board: Board
+
+    async def drain(self) -> None:
+        """Before a stop: end all agents, and let all who listen go with the last events."""
+        self.health.stopping = True
+        self.files.stop()
+        await self.manager.close()
+        await self.board.close()
 
 
 def default_agents(state: StateFolder) -> list[Agent]:
     """The agents that are built in."""
     return [ClaudeAgent(state.runtime), DemoAgent(state.demo)]
+
+
+def routers(config: Config, gate: Gate) -> list[APIRouter]:
+    """All HTTP doors that the framework serves, in the order of the documents."""
+    return [agents_router, sessions_router, files_router, events_router, auth_router(config, gate)]
 
 
 @contextlib.asynccontextmanager
@@ -55,9 +80,20 @@ async def create_app(config: Config, agents: Iterable[Agent] | None = None) -> A
     """
     state = StateFolder(config.state)
     with state.locked(config):
-        log = EventLog.open(state.path, store.SCHEMA)
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+            log = EventLog.open(state.path, store.SCHEMA)
+            stack.push_async_callback(log.close)
             root = WorkspaceRoot(config.root)
+            stack.callback(root.close)
+            files = Files(
+                root,
+                state.path,
+                state.runtime,
+                max_upload_bytes=config.max_upload_bytes,
+                max_body_bytes=config.max_body_bytes,
+            )
+            stack.callback(files.close)
+            board = Board([FilesTopic(root), StatsTopic(config.root)])
             manager = SessionManager(
                 log,
                 root,
@@ -72,17 +108,14 @@ async def create_app(config: Config, agents: Iterable[Agent] | None = None) -> A
                 lambda: {"workspace_id": config.workspace_id, "running_agents": manager.running},
             )
             gate = Gate(config)
-            routers = [agents_router, sessions_router, auth_router(config, gate)]
-            api = build_api(routers, lambda: about(config, root))
-            api.state.manager = manager
-            entry = Entry(config, gate, Cors(config), manager, health, api)
+            api = build_api(routers(config, gate), lambda: about(config, root))
+            api.state.manager, api.state.files, api.state.board = manager, files, board
+            entry = Entry(config, gate, Cors(config), manager, FileDoor(files), board, health, api)
+            application = Application(config, entry, manager, health, log, files, board)
             try:
-                yield Application(config, entry, manager, health, log)
+                yield application
             finally:
-                health.stopping = True
-                await manager.close()
-        finally:
-            await log.close()
+                await application.drain()
 
 
 def about(config: Config, root: WorkspaceRoot) -> dict[str, Any]:
@@ -97,11 +130,17 @@ def about(config: Config, root: WorkspaceRoot) -> dict[str, Any]:
         "features": list(FEATURES),
         "limits": {
             "max_body_bytes": config.max_body_bytes,
+            "max_upload_bytes": config.max_upload_bytes,
+            "max_upload_files": MAX_UPLOAD_FILES,
+            "max_extracted_bytes": EXTRACT_LIMITS.max_bytes,
+            "max_extracted_entries": EXTRACT_LIMITS.max_entries,
+            "max_extracted_ratio": EXTRACT_LIMITS.max_ratio,
+            "max_search_matches": MAX_MATCHES,
             "max_frame_bytes": MAX_FRAME_BYTES,
             "max_event_bytes": MAX_EVENT_BYTES,
             "max_queue_length": QUEUE_LIMIT,
             "max_running_agents": config.max_running_agents,
             "history_max_events": config.history_max_events,
-            "max_page_items": 1000,
+            "max_page_items": MAX_PAGE_ITEMS,
         },
     }

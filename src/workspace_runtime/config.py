@@ -26,7 +26,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not re.fullmatch(r"\d{1,12}", text.strip()) or not low <= int(text) <= high:
+        if not re.fullmatch(r"\d{1,15}", text.strip()) or not low <= int(text) <= high:
             raise ValueError(f"a whole number from {low} to {high}")
         return int(text)
 
@@ -150,8 +150,12 @@ class Config:
         flag="--max-running-agents",
     )
     max_body_bytes: int = _setting(
-        32 * 1024 * 1024, "MAX_BODY_BYTES", _integer(1024, 2**31), "The largest body of a request, in bytes.",
+        32 * 1024 * 1024, "MAX_BODY_BYTES", _integer(1024, 2**31), "The largest body of a request in JSON, in bytes.",
         flag="--max-body-bytes",
+    )  # fmt: skip
+    max_upload_bytes: int = _setting(
+        10 * 1024**3, "MAX_UPLOAD_BYTES", _integer(1024, 2**45), "The largest file or upload that can be sent, in bytes.",
+        flag="--max-upload-bytes",
     )  # fmt: skip
     history_max_events: int = _setting(
         0, "HISTORY_MAX_EVENTS", _integer(0, 10**9),

@@ -1,4 +1,4 @@
-"""The documents that clients make their types from: OpenAPI of the HTTP API, AsyncAPI of the WebSocket. Made from the code."""
+"""The documents that clients make their types from: OpenAPI of the HTTP API, AsyncAPI of the WebSockets. Made from the code."""
 
 import json
 from collections.abc import Iterable
@@ -8,102 +8,122 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from . import __version__
+from .app import routers
 from .config import Config
 from .documentation import build_api
 from .errors import PROBLEMS
 from .security.gate import Gate
-from .security.routes import auth_router
-from .sessions.routes import agents_router
-from .sessions.routes import router as sessions_router
 from .streams import protocol
 
-SOCKET = "/api/v1/ws/agent-sessions/{id}"
+_TICKET = {"type": "string", "description": "A ticket for one use, of POST /api/v1/auth/tickets."}
 
 
 def openapi() -> str:
     """The OpenAPI document as JSON text."""
     config = Config()
-    document = build_api([agents_router, sessions_router, auth_router(config, Gate(config))]).openapi()
+    document = build_api(routers(config, Gate(config))).openapi()
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def asyncapi() -> str:
-    """The AsyncAPI 3.0 document of the agent-session WebSocket as JSON text."""
-    received = list(_models(protocol.ServerFrame))
-    sent = list(_models(protocol.ClientFrame))
-    schemas = models_json_schema(
-        [(model, "validation") for model in [*received, *sent]], ref_template="#/components/schemas/{model}"
+    """The AsyncAPI 3.0 document of the WebSockets as JSON text."""
+    session = _channel(
+        "agentSession",
+        "/api/v1/ws/agent-sessions/{id}",
+        "One agent session's events. Without `events` only the six types of the default are sent.",
+        {
+            "after": {"type": "integer", "minimum": 0, "default": 0, "description": "Every event with a higher seq."},
+            "tail": {
+                "type": "integer",
+                "minimum": 0,
+                "description": "Begin with the newest so many turns; 0: only what comes.",
+            },
+            "events": {"type": "string", "description": "`all`, or types with commas."},
+            "log_id": {"type": "string", "description": "Refuse when the log was replaced."},
+            "ticket": _TICKET,
+        },
+        protocol.ServerFrame,
+        protocol.ClientFrame,
     )
-    messages = {
-        model.__name__: {
-            "name": _type(model),
-            "title": model.__name__,
-            "summary": (model.__doc__ or "").strip().split("\n")[0],
-            "payload": {"$ref": f"#/components/schemas/{model.__name__}"},
-        }
-        for model in [*received, *sent]
-    }
-    channel = "#/channels/agentSession"
+    session["channel"]["parameters"] = {"id": {"description": "The session's id."}}
+    live = _channel(
+        "workspace",
+        "/api/v1/ws",
+        "Live events of the workspace: changes of files and system stats. The upgrade is answered when the watch stands. Nothing "
+        "is replayed: after a connect, and after a `resync`, list again.",
+        {"topics": {"type": "string", "description": "More topics, with commas."}, "ticket": _TICKET},
+        protocol.LiveServerFrame,
+        protocol.LiveClientFrame,
+    )
+    models = {model.__name__: model for part in (session, live) for model in part["models"]}
+    schemas = models_json_schema(
+        [(model, "validation") for model in models.values()], ref_template="#/components/schemas/{model}"
+    )
     document: dict[str, Any] = {
         "asyncapi": "3.0.0",
         "info": {
-            "title": "Workspace Runtime: agent-session WebSocket",
+            "title": "Workspace Runtime: WebSockets",
             "version": __version__,
             "description": (
-                "One agent session's events. Without `events` in the query only `text`, `thinking`, `tool_use`, "
-                "`tool_result`, `error` and `done` are sent. Refusals close the connection with 4000 + the HTTP status "
-                "and the code as reason. Codes: " + ", ".join(sorted(PROBLEMS)) + "."
+                "Refusals close the connection with 4000 + the HTTP status and the code as reason. Codes: "
+                + ", ".join(sorted(PROBLEMS))
+                + "."
             ),
             "license": {"name": "Apache-2.0"},
         },
         "servers": {"local": {"host": "localhost:3002", "protocol": "ws"}},
-        "channels": {
-            "agentSession": {
-                "address": SOCKET,
-                "parameters": {"id": {"description": "The session's id."}},
-                "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in messages},
-                "bindings": {
-                    "ws": {
-                        "query": {
-                            "type": "object",
-                            "properties": {
-                                "after": {
-                                    "type": "integer",
-                                    "minimum": 0,
-                                    "default": 0,
-                                    "description": "Every event with a higher seq.",
-                                },
-                                "tail": {
-                                    "type": "integer",
-                                    "minimum": 0,
-                                    "description": "Begin with the newest so many turns; 0: only what comes.",
-                                },
-                                "events": {"type": "string", "description": "`all`, or types with commas."},
-                                "log_id": {"type": "string", "description": "Refuse when the log was replaced."},
-                                "ticket": {"type": "string"},
-                            },
-                        }
-                    }
-                },
-            }
-        },
-        "operations": {
-            "receive": {
-                "action": "send",
-                "channel": {"$ref": channel},
-                "summary": "What a client receives.",
-                "messages": [{"$ref": f"{channel}/messages/{model.__name__}"} for model in received],
+        "channels": {part["name"]: part["channel"] for part in (session, live)},
+        "operations": session["operations"] | live["operations"],
+        "components": {
+            "messages": {
+                name: {
+                    "name": _type(model),
+                    "title": name,
+                    "summary": (model.__doc__ or "").strip().split("\n")[0],
+                    "payload": {"$ref": f"#/components/schemas/{name}"},
+                }
+                for name, model in models.items()
             },
-            "send": {
-                "action": "receive",
-                "channel": {"$ref": channel},
-                "summary": "What a client may send.",
-                "messages": [{"$ref": f"{channel}/messages/{model.__name__}"} for model in sent],
-            },
+            "schemas": schemas[1]["$defs"],
         },
-        "components": {"messages": messages, "schemas": schemas[1]["$defs"]},
     }
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _channel(
+    name: str, address: str, description: str, query: dict[str, Any], received: Any, sent: Any
+) -> dict[str, Any]:
+    """One WebSocket: its channel, its two operations, and the models of its frames (`received` and `sent` by the client)."""
+    down, up = list(_models(received)), list(_models(sent))
+    reference = f"#/channels/{name}"
+
+    def messages(models: list[type[BaseModel]]) -> list[dict[str, str]]:
+        return [{"$ref": f"{reference}/messages/{model.__name__}"} for model in models]
+
+    return {
+        "name": name,
+        "models": [*down, *up],
+        "channel": {
+            "address": address,
+            "description": description,
+            "messages": {model.__name__: {"$ref": f"#/components/messages/{model.__name__}"} for model in [*down, *up]},
+            "bindings": {"ws": {"query": {"type": "object", "properties": query}}},
+        },
+        "operations": {
+            f"{name}Receive": {
+                "action": "send",
+                "channel": {"$ref": reference},
+                "summary": "What a client receives.",
+                "messages": messages(down),
+            },
+            f"{name}Send": {
+                "action": "receive",
+                "channel": {"$ref": reference},
+                "summary": "What a client may send.",
+                "messages": messages(up),
+            },
+        },
+    }
 
 
 def _models(union: Any) -> Iterable[type[BaseModel]]:

@@ -18,10 +18,15 @@ from starlette.exceptions import HTTPException
 
 from .config import Config
 from .errors import WorkspaceError
+from .events.board import Board
+from .files.door import PREFIX as FILES_PREFIX
+from .files.door import UPLOAD, ClientGoneError, FileDoor
 from .problems import MAX_REASON, MEDIA_TYPE, problem
 from .security.cors import Cors
 from .security.gate import Access, Gate
 from .sessions.manager import SessionManager
+from .streams.live import Narrowing, topics_of
+from .streams.live_socket import LiveSocket
 from .streams.reading import reading
 from .streams.session_socket import SessionSocket
 from .streams.sse import HEAD_SCOPE
@@ -39,6 +44,8 @@ Headers = list[tuple[bytes, bytes]]
 HEALTH_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 SESSION_PREFIX = "/api/v1/agent-sessions/"
 SOCKET_PREFIX = "/api/v1/ws/agent-sessions/"
+LIVE_SOCKETS = ("/api/v1/ws", "/api/v1/ws/")
+FILES = "/api/v1/files"
 # Refused before the upgrade, with an HTTP status; all else is told by a close code, which a page can read.
 REFUSED_ON_UPGRADE = frozenset({"bad_host", "host_refused", "origin_refused", "peer_refused", "headers_too_large"})
 
@@ -62,7 +69,15 @@ class Entry:
     """See the module."""
 
     def __init__(
-        self, config: Config, gate: Gate, cors: Cors, manager: SessionManager, health: Health, api: Api
+        self,
+        config: Config,
+        gate: Gate,
+        cors: Cors,
+        manager: SessionManager,
+        files: FileDoor,
+        board: Board,
+        health: Health,
+        api: Api,
     ) -> None:
         self._root = config.root_path
         self._max_body = config.max_body_bytes
@@ -70,6 +85,9 @@ class Entry:
         self._gate = gate
         self._cors = cors
         self._manager = manager
+        self._files = files
+        self._files_prefixes = (self._root.encode() + FILES_PREFIX, FILES_PREFIX)
+        self._board = board
         self._health = health
         self._api = api
         self._run_id = secrets.token_hex(4).encode()
@@ -114,8 +132,14 @@ class Entry:
                 status = 200
                 session = self._manager.get(path[23:])
                 await _answer(send, status, self._manager.view_bytes(session), more, head=method == "HEAD")
+            elif path.startswith(FILES) and (target := self._file_target(scope, path)) is not None:
+                status = await self._serve_file(scope, target, request_id, more, receive, send)
             else:
-                status = await self._forward(scope, path, request_id, more, receive, send)
+                status = await self._forward(
+                    scope, path.rstrip("/") if path == FILES + "/" else path, request_id, more, receive, send
+                )
+        except ClientGoneError:
+            status = 499  # nobody is there to be answered: for the log alone
         except WorkspaceError as fault:
             status = fault.status
             await self._refuse(fault, request_id, more, send, head=method == "HEAD")
@@ -123,12 +147,50 @@ class Entry:
             took = (time.monotonic() - started) * 1000
             access_logger.info("%s %s %d %.1f ms %s", method, path, status, took, request_id.decode())
 
+    async def _serve_file(
+        self, scope: Scope, target: bytes, request_id: bytes, more: Headers, receive: Receive, send: Send
+    ) -> int:
+        started = False
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        scope["root_path"] = self._root
+        try:
+            return await self._files(scope, target, more, receive, noted)
+        except (WorkspaceError, ClientGoneError):
+            raise
+        except Exception as fault:  # the edge: what has begun is cut, so that nobody takes a part for the whole
+            logger.exception("request %s: a file could not be served", request_id.decode())
+            if started:
+                raise ClientGoneError from fault
+            raise WorkspaceError("internal_error", "Something went wrong in the server.") from None
+
+    def _file_target(self, scope: Scope, path: str) -> bytes | None:
+        """What a request to the files names, still encoded; None where the framework answers: lists, and changes of names."""
+        method: str = scope["method"]
+        if path in (FILES, FILES + "/"):
+            listed = method in ("GET", "HEAD") and b"archive=" not in scope["query_string"]
+            return None if listed or (path == FILES and method not in ("GET", "HEAD")) else b""
+        raw: bytes = scope["raw_path"]
+        for prefix in self._files_prefixes:
+            if raw.startswith(prefix):
+                target = raw[len(prefix) :]
+                return target if method != "POST" or FILES_PREFIX + target == UPLOAD else None
+        return None
+
     async def _refuse(
         self, fault: WorkspaceError, request_id: bytes, more: Headers, send: Send, *, head: bool = False
     ) -> None:
         body = problem(fault.code, fault.detail, request_id.decode(), fault.data)
         if fault.status == 401:
             more = [*more, (b"www-authenticate", b'Bearer realm="workspace-runtime"')]
+        if "allow" in fault.data:
+            more = [*more, (b"allow", fault.data["allow"].encode())]
+        if fault.code == "range_not_satisfiable":
+            more = [*more, (b"content-range", b"bytes */%d" % fault.data["size"])]
         await _answer(send, fault.status, body, more, content_type=MEDIA_TYPE.encode(), head=head)
 
     async def _forward(
@@ -189,6 +251,9 @@ class Entry:
         access: Access | None = None
         try:
             access = self._gate.admit(scope, path)
+            if path in LIVE_SOCKETS:
+                await self._live_socket(scope, access, more, receive, send)
+                return
             if not path.startswith(SOCKET_PREFIX) or "/" in path[len(SOCKET_PREFIX) :]:
                 raise WorkspaceError("not_found", f"There is no WebSocket at {path}.")
             session = self._manager.get(unquote(path[len(SOCKET_PREFIX) :]))
@@ -199,6 +264,16 @@ class Entry:
             return
         await send({"type": "websocket.accept", "subprotocol": access.subprotocol, "headers": more})
         await SessionSocket(self._manager, session, wanted, scope, receive, send).run()
+
+    async def _live_socket(self, scope: Scope, access: Access, more: Headers, receive: Receive, send: Send) -> None:
+        """Answer the upgrade once every topic stands, so that no change after it is missed."""
+        topics = topics_of(self._board, _query(scope))
+        subscription = await self._board.subscribe(topics, lambda: None)
+        try:
+            await send({"type": "websocket.accept", "subprotocol": access.subprotocol, "headers": more})
+            await LiveSocket(subscription, Narrowing(), scope, receive, send).run()
+        finally:
+            subscription.close()
 
     async def _refuse_socket(
         self, fault: WorkspaceError, access: Access | None, request_id: bytes, more: Headers, send: Send

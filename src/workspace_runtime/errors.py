@@ -50,7 +50,9 @@ PROBLEMS: Mapping[str, Problem] = {
     # files
     "file_not_found": Problem(404, "No such file or folder", "List the folder above it."),
     "file_exists": Problem(409, "There is one already", "Choose another name, or say that it may be replaced."),
-    "is_directory": Problem(409, "It is a directory", "List it, download it with archive, or delete it with recursive."),
+    "is_directory": Problem(
+        409, "It is a directory", "List it, download it with archive, or delete it with recursive."
+    ),
     "not_a_directory": Problem(409, "It is no directory", "Name a directory."),
     "not_a_file": Problem(409, "No regular file", "FIFOs, devices and sockets are never opened."),
     "directory_not_empty": Problem(409, "The directory is not empty", "Delete it with recursive first."),

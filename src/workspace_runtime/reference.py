@@ -23,7 +23,7 @@ def reference() -> str:
             "",
             _MADE,
             "The HTTP API is described by [openapi.json](api/openapi.json) and shown at `/docs` and `/redoc` of a running server, the",
-            "WebSocket by [asyncapi.json](api/asyncapi.json).",
+            "WebSockets by [asyncapi.json](api/asyncapi.json).",
             "",
             "## Settings",
             "",
@@ -48,6 +48,13 @@ def reference() -> str:
             "in bold are sent by default.",
             "",
             *_table(("Type", "Stored", "Fields", "Meaning"), map(_event, _events())),
+            "",
+            "## Live events of the workspace",
+            "",
+            "On the WebSocket `/api/v1/ws` and on `GET /api/v1/events`. Each has a `seq`, which counts the events of the connection;",
+            "none is stored.",
+            "",
+            *_table(("Type", "Fields", "Meaning"), map(_live_event, _members(protocol.WorkspaceEvent))),
             "",
         ]
     )
@@ -91,8 +98,21 @@ def _setting(field: Any) -> tuple[str, ...]:
     return f"`{data['env']}`", flag, default, data["help"]
 
 
+def _members(union: Any) -> list[type[BaseModel]]:
+    return list(get_args(get_args(union)[0]))
+
+
 def _events() -> list[type[BaseModel]]:
-    return [model for union in (protocol.StoredEvent, protocol.LiveEvent) for model in get_args(get_args(union)[0])]
+    return [*_members(protocol.StoredEvent), *_members(protocol.LiveEvent)]
+
+
+def _live_event(model: type[BaseModel]) -> tuple[str, ...]:
+    fields = ", ".join(f"`{field}`" for field in model.model_fields if field not in ("type", "seq"))
+    return (
+        f"`{get_args(model.model_fields['type'].annotation)[0]}`",
+        fields,
+        (model.__doc__ or "").strip().split("\n")[0],
+    )
 
 
 def _event(model: type[BaseModel]) -> tuple[str, ...]:

@@ -104,15 +104,10 @@ async def running(config: Config, sockets: list[socket.socket]) -> AsyncIterator
     """
     try:
         async with create_app(config) as application:
-
-            async def drain() -> None:
-                application.health.stopping = True
-                await application.manager.close()
-
             url = url_of(config, sockets)
             StateFolder(config.state).announce(url)
             _preload_later()
-            yield application, Server(uvicorn_config(config, application), drain), url
+            yield application, Server(uvicorn_config(config, application), application.drain), url
     finally:
         for listener in sockets:
             listener.close()

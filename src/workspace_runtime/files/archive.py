@@ -13,7 +13,7 @@ import stat
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from tarfile import BLOCKSIZE, DIRTYPE, GNU_FORMAT, RECORDSIZE, REGTYPE, SYMTYPE, TarInfo
 from typing import Literal, Protocol
@@ -37,7 +37,7 @@ class Stopped(Exception):
 
 def pack(
     root: WorkspaceRoot, path: bytes, kind: Literal["zip", "tar.gz"], *, stopped: Callable[[], bool]
-) -> Iterator[bytes]:
+) -> Generator[bytes, None, None]:
     """The bytes of an archive of the folder at `path` (a path from the root; empty for the root), in pieces of 64 to 256 KiB.
 
     Blocks; may be driven from changing threads, one at a time, and must be run to the end or closed. Entries are named
@@ -95,7 +95,10 @@ class _Entry:
         """Exactly `size` bytes. Raises `WorkspaceError` where there are fewer now."""
         left = self.size
         while left:
-            data = os.read(self.file, min(left, PIECE))
+            try:
+                data = os.read(self.file, min(left, PIECE))
+            except OSError as fault:
+                raise refusal(fault, self.name) from fault
             if not data:
                 raise WorkspaceError("file_failed", f"{shown(self.name)!r} became shorter while it was packed.")
             left -= len(data)

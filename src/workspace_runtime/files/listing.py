@@ -7,7 +7,6 @@ went meanwhile.
 
 import base64
 import contextlib
-import datetime
 import heapq
 import os
 import stat
@@ -22,6 +21,7 @@ from workspace_runtime.paths import WorkspaceRoot, as_text, etag_of, path_bytes,
 
 from .ignored import Rules, root_rules
 from .temporary import is_temporary
+from .times import timestamp
 
 Order = Literal["name", "-name", "size", "-size", "modified_at", "-modified_at"]
 # Deeper than any path that a client could name.
@@ -81,7 +81,7 @@ def entry(path: bytes, name: str, status: os.stat_result, folder: int) -> dict[s
         "path": path,
         "type": kind,
         "size": status.st_size,
-        "modified_at": timestamp(status),
+        "modified_at": timestamp(status.st_mtime_ns),
         "mode": f"{mode & 0o7777:04o}",
         "etag": etag_of(status) if kind == "file" else None,
         "target": None,
@@ -94,14 +94,6 @@ def entry(path: bytes, name: str, status: os.stat_result, folder: int) -> dict[s
         with contextlib.suppress(OSError):  # gone meanwhile
             found["target"] = as_text(os.readlink(name, dir_fd=folder))
     return found
-
-
-def timestamp(status: os.stat_result) -> datetime.datetime | None:
-    """The time of the last change, in UTC; None where the file system tells one that no calendar has."""
-    try:
-        return datetime.datetime.fromtimestamp(status.st_mtime, datetime.UTC)
-    except (OverflowError, ValueError, OSError):
-        return None
 
 
 def _rules_of(root: WorkspaceRoot, path: bytes) -> Rules:

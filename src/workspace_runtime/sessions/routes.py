@@ -9,6 +9,7 @@ import orjson
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel
 
+from workspace_runtime.bodies import Limit, raw
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.events.model import encode
 from workspace_runtime.streams.protocol import EventPage
@@ -22,7 +23,6 @@ from .schemas import prompt_to_parts
 router = APIRouter(prefix="/api/v1", tags=["Agent sessions"])
 agents_router = APIRouter(prefix="/api/v1", tags=["Agents"])
 
-JSON = "application/json"
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -32,18 +32,12 @@ IdempotencyKey = Annotated[
         description="Makes a retry safe for 24 h, over restarts too.",
     ),
 ]
-Limit = Annotated[int, Query(ge=1, le=1000)]
 Cursor = Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")]
 
 
 def _manager(request: Request) -> SessionManager:
     manager: SessionManager = request.app.state.manager
     return manager
-
-
-def raw(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """An answer whose JSON is already made."""
-    return Response(body, status, headers, media_type=JSON)
 
 
 # --- agents -------------------------------------------------------------------------------------------------------------

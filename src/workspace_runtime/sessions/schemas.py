@@ -4,8 +4,9 @@ import base64
 import binascii
 from typing import Annotated, Any, Literal
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from workspace_runtime.bodies import Body, Piece
 
 from .drivers.base import FilePart, ImagePart, PromptPart, TextPart
 from .manager import NewSession
@@ -18,25 +19,6 @@ Label = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 Title = Annotated[str, StringConstraints(max_length=200)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-
-
-class Piece(BaseModel):
-    """A part of a request: unknown fields are refused, since a typing error that is ignored is worse."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class Body(Piece):
-    """A whole request. What JSON allows and we could not store or pass on is refused here, once for all fields."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _can_be_passed_on(cls, value: Any) -> Any:
-        try:
-            orjson.dumps(value)
-        except TypeError:
-            raise ValueError("must hold valid Unicode, whole numbers of 64 bits, and no more than 250 levels") from None
-        return value
 
 
 class TextBlock(Piece):

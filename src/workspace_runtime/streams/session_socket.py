@@ -1,29 +1,22 @@
 """The agent-session WebSocket: one session's events to one client, and the client's frames to the session."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Mapping
 from typing import Any
 
-import orjson
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from workspace_runtime.errors import WorkspaceError
-from workspace_runtime.events.hub import Lagged, Subscription, TooFarBehind, frame_ws
-from workspace_runtime.events.model import encode
+from workspace_runtime.events.hub import Lagged, Subscription, TooFarBehind
 from workspace_runtime.sessions.manager import Session, SessionManager, digest
 from workspace_runtime.sessions.schemas import prompt_to_parts
 
+from .client_socket import ClientSocket, Receive, Send
 from .protocol import ClientFrame, InterruptFrame, PermissionFrame, PingFrame, PromptFrame
 from .reading import Reading
-from .socket import EXTENSION, SocketProtocol
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _frames: TypeAdapter[ClientFrame] = TypeAdapter(ClientFrame)
 
 
-class SessionSocket:
+class SessionSocket(ClientSocket[ClientFrame]):
     """One accepted connection. `run` returns when it is over."""
 
     def __init__(
@@ -35,35 +28,16 @@ class SessionSocket:
         receive: Receive,
         send: Send,
     ) -> None:
+        super().__init__(_frames, scope, receive, send)
         self._manager = manager
         self._session = session
         self._reading = reading
-        self._receive = receive
-        self._send = send
-        self._connection: SocketProtocol = scope["extensions"][EXTENSION]
         self._subscription = Subscription(
             session.stream, after=reading.after, types=reading.types, framing="ws", wake=self._pump
         )
-        self._live = False
-        self._look = asyncio.Event()  # something happened that the pump can't do: lagged, ended, or writable again
 
-    async def run(self) -> None:
-        """Send events and take frames until either side closes."""
-        self._connection.on_writable = self._writable
-        writer = asyncio.get_running_loop().create_task(self._write())
-        reader = asyncio.get_running_loop().create_task(self._read())
-        try:
-            await asyncio.wait((writer, reader), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self._connection.on_writable = None
-            self._live = False
-            self._subscription.close()
-            for task in (writer, reader):
-                task.cancel()
-            results = await asyncio.gather(writer, reader, return_exceptions=True)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
+    def _leave(self) -> None:
+        self._subscription.close()
 
     # --- events to the client -----------------------------------------------------------------------------------------
 
@@ -109,10 +83,6 @@ class SessionSocket:
         if not self._live or self._session.stream.ended or self._session.stream.removed:
             self._look.set()
 
-    def _writable(self) -> None:
-        self._look.set()
-        self._pump()
-
     def _ended(self) -> bool:
         """Whether the session is over and the client has all of it."""
         if not (self._session.stream.ended or self._session.stream.removed) or self._connection.writes_paused:
@@ -120,40 +90,7 @@ class SessionSocket:
         self._pump()
         return self._live and not self._connection.writes_paused
 
-    async def _until_writable(self) -> None:
-        while self._connection.writes_paused:
-            self._look.clear()
-            await self._look.wait()
-
-    async def _say(self, message: Mapping[str, Any]) -> None:
-        await self._until_writable()
-        self._connection.write_frames(frame_ws(0, encode(message)))
-
-    async def _close(self, code: int, reason: str) -> None:
-        await self._send({"type": "websocket.close", "code": code, "reason": reason})
-
     # --- frames from the client ---------------------------------------------------------------------------------------
-
-    async def _read(self) -> None:
-        while True:
-            message = await self._receive()
-            if message["type"] == "websocket.disconnect":
-                return
-            await self._say(await self._answer(message.get("text")))
-
-    async def _answer(self, text: str | None) -> dict[str, Any]:
-        request_id = None
-        try:
-            try:
-                value = orjson.loads(text or "")
-            except orjson.JSONDecodeError:
-                raise WorkspaceError("frame_invalid", "A frame is one JSON object in a text message.") from None
-            if isinstance(value, dict) and isinstance(value.get("request_id"), str):
-                request_id = value["request_id"]
-            return await self._act(_parse(value))
-        except WorkspaceError as fault:
-            data = {name: value for name, value in fault.data.items() if name != "errors"}
-            return {"type": "rejected", "request_id": request_id, "code": fault.code, "error": fault.detail, **data}
 
     async def _act(self, frame: ClientFrame) -> dict[str, Any]:
         session_id = self._session.record.id
@@ -180,13 +117,3 @@ class SessionSocket:
                     "request_id": frame.request_id,
                     "turn_id": stopped["turn_id"] if stopped else None,
                 }
-
-
-def _parse(value: Any) -> ClientFrame:
-    """A frame, checked. Raises `frame_invalid` with what is wrong."""
-    try:
-        return _frames.validate_python(value)
-    except ValidationError as fault:
-        first = fault.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the frame"
-        raise WorkspaceError("frame_invalid", f"{where}: {first['msg']}") from None

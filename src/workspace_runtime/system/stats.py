@@ -5,7 +5,7 @@ or odd makes `sample` raise. A share is taken where the limit lies: of all visib
 with the strictest limit counts, with what that group uses.
 
 Own code and not `psutil`, because that library knows nothing of control groups and tells the machine's figures in a container.
-The files are read anew each time (a few dozen microseconds), so that a limit that is changed while we run is seen.
+The files are read anew each time (less than a millisecond), so that a limit that is changed while we run is seen.
 """
 
 import os
@@ -32,19 +32,20 @@ class Sampler:
         self._root = root
         self._system = system
         self._clock = clock
-        self._before = _cpu(system, clock())
+        self._before = _cpu(system, _Groups.read(system), clock())
         self._cpu_percent = 0.0
 
     def sample(self) -> Stats:
         """The figures now; for the CPU since the last sample, or since construction. Blocks shortly; never raises."""
-        now = _cpu(self._system, self._clock())
+        groups = _Groups.read(self._system)
+        now = _cpu(self._system, groups, self._clock())
         share = _share(now.used - self._before.used, now.possible - self._before.possible)
         if now.source != self._before.source:
             self._cpu_percent = 0.0  # we were moved to another group: there is nothing yet to compare with
         elif share is not None:
             self._cpu_percent = share
         self._before = now
-        return Stats(self._cpu_percent, _memory(self._system), _disk(self._root))
+        return Stats(self._cpu_percent, _memory(self._system, groups), _disk(self._root))
 
 
 def _share(part: float, whole: float) -> float | None:
@@ -64,13 +65,12 @@ class _Cpu:
     possible: float
 
 
-def _cpu(system: Path, now: float) -> _Cpu:
-    groups = _Groups.read(system)
-    machine = _machine_cpus(system)
+def _cpu(system: Path, groups: "_Groups", now: float) -> _Cpu:
     found = _cpu_of_groups(groups.of("cpu"), groups.of("cpuacct"))
     if found is None:
         return _machine_cpu(system)
     folder, used, quota = found
+    machine = _machine_cpus(system)
     cpus = min(quota, _cpuset(groups.of("cpuset")) or machine, machine)
     # The limit is part of the source: when it changes, what was possible before can't be compared.
     return _Cpu(f"{folder} {cpus}", used, now * cpus)
@@ -143,10 +143,10 @@ def _machine_cpu(system: Path) -> _Cpu:
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-def _memory(system: Path) -> float:
+def _memory(system: Path, groups: "_Groups") -> float:
     machine = _table(system / "proc/meminfo")
     total = machine.get("MemTotal:", 0) * 1024
-    limits = [(limit, folder) for folder in _Groups.read(system).of("memory") if (limit := _limit(folder)) is not None]
+    limits = [(limit, folder) for folder in groups.of("memory") if (limit := _limit(folder)) is not None]
     if limits:
         limit, folder = min(limits, key=lambda each: each[0])  # of equal ones the nearest
         used = _used(folder)
@@ -267,11 +267,12 @@ def _text(path: Path) -> str:
 
 
 def _number(text: str) -> float | None:
-    """A whole number, or None for anything else, such as `max`."""
+    """A whole number that 64 bits can hold, or None for anything else, such as `max`."""
     try:
-        return int(text)
+        number = int(text)
     except ValueError:
         return None
+    return number if abs(number) < 1 << 64 else None
 
 
 def _table(path: Path) -> dict[str, float]:

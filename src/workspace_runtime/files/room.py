@@ -1,0 +1,90 @@
+"""The files of one workspace: the parts of this room put together, and the threads that its blocking work runs on.
+
+Short work (a look, a read, a small write) and long work (packing, unpacking, copying, deleting a tree) have threads of their own,
+so that no number of long ones keeps a short one waiting.
+"""
+
+import asyncio
+import functools
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from workspace_runtime.paths import WorkspaceRoot
+
+from .extract import Limits
+from .index import FileIndex
+from .temporary import Temporaries
+from .writing import Writer
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SHORT_THREADS = 8
+LONG_THREADS = 4
+
+EXTRACT_LIMITS = Limits(max_bytes=10 * 1024**3, max_entries=200_000, max_ratio=250)
+MAX_UPLOAD_FILES = 10_000
+
+
+class Files:
+    """See the module. `state` is the folder of the server's own state, `scratch` one in it for what lives a short time."""
+
+    def __init__(
+        self, root: WorkspaceRoot, state: Path, scratch: Path, *, max_upload_bytes: int, max_body_bytes: int
+    ) -> None:
+        self.root = root
+        self.scratch = scratch
+        self.max_upload_bytes = max_upload_bytes
+        self.max_body_bytes = max_body_bytes
+        self._temporaries = Temporaries(state / "temporaries")
+        removed = self._temporaries.clean(root)
+        if removed:
+            logger.info("%d half-written files of a server that was killed were removed", removed)
+        self.writer = Writer(root, self._temporaries)
+        self.index = FileIndex(root)
+        self._short = ThreadPoolExecutor(SHORT_THREADS, "files")
+        self._long = ThreadPoolExecutor(LONG_THREADS, "files-long")
+        self._closing = threading.Event()
+
+    async def short(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a blocking call that ends soon."""
+        return await self._run(self._short, call, *args, **kwargs)
+
+    async def long(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a blocking call that may take long."""
+        return await self._run(self._long, call, *args, **kwargs)
+
+    async def _run(self, executor: Executor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        work = asyncio.get_running_loop().run_in_executor(executor, functools.partial(call, *args, **kwargs))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            # whoever waited is gone, but what the thread uses must not be taken away from it
+            while not work.done():
+                try:
+                    await asyncio.wait((work,))
+                except asyncio.CancelledError:
+                    continue
+            raise
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the server stops: long work gives up."""
+        return self._closing.is_set()
+
+    def stop(self) -> None:
+        """Let long work give up."""
+        self._closing.set()
+
+    def close(self) -> None:
+        """Wait for the threads, and close what is open."""
+        self.stop()
+        self._short.shutdown()
+        self._long.shutdown()
+        self._temporaries.close()

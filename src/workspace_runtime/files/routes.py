@@ -1,0 +1,304 @@
+"""The HTTP doors of the files: lists, changes of names and searches; and the documents of what `door.py` answers."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal
+
+import orjson
+from fastapi import APIRouter, Query, Request, Response
+from starlette.types import Receive, Scope, Send
+
+from workspace_runtime.bodies import Limit, raw
+from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.paths import as_text, path_bytes, shown
+
+from . import schemas
+from .changes import copy, make_folder, move
+from .content_search import ContentQuery
+from .content_search import search as search_lines
+from .door import listening, query_of, query_path
+from .index import Snapshot
+from .listing import MAX_DEPTH, Listing, list_folder
+from .quick_open import Match
+from .quick_open import search as quick_open
+from .room import Files
+
+router = APIRouter(prefix="/api/v1", tags=["Files"])
+
+Encoded = Annotated[
+    str | None, Query(max_length=16384, description="`path` percent-encoded once more: for names that are not UTF-8.")
+]
+IfMatch = "`If-Match` with the etag that was read changes it only if it is still the same; else 412."
+
+
+def _files(request: Request) -> Files:
+    files: Files = request.app.state.files
+    return files
+
+
+def _path(request: Request) -> bytes:
+    """The path of the query, as its bytes are: the framework's own reading loses what is not UTF-8."""
+    return query_path(query_of(request.scope))
+
+
+@router.get("/files", response_model=schemas.EntryPage, summary="List a folder")
+async def list_files(
+    request: Request,
+    path: Annotated[str, Query(max_length=8192, description="The folder; empty for the root.")] = "",
+    path_bytes: Encoded = None,
+    recursive: Annotated[bool, Query(description="All levels: each folder is followed by what is in it.")] = False,
+    depth: Annotated[
+        int | None, Query(ge=1, le=MAX_DEPTH, description="How many levels; 1 is the folder alone.")
+    ] = None,
+    hidden: Annotated[bool, Query(description="Also names that begin with a dot.")] = True,
+    ignored: Annotated[
+        bool | None,
+        Query(description="Also what git ignores. Left out: true, and false when several levels are listed."),
+    ] = None,
+    sort: Literal["name", "-name", "size", "-size", "modified_at", "-modified_at"] = "name",
+    limit: Limit = 50,
+    cursor: Annotated[str | None, Query(max_length=16384, description="`next_cursor` of the page before.")] = None,
+) -> Response:
+    """What a folder holds, directories first. `.git` is never listed. `?archive=zip` or `tar.gz` downloads the folder."""
+    levels = depth or (MAX_DEPTH if recursive else 1)
+    wanted = Listing(
+        path=_path(request),
+        depth=levels,
+        hidden=hidden,
+        ignored=ignored if ignored is not None else levels == 1,
+        order=sort,
+        limit=limit,
+        cursor=cursor,
+    )
+    return raw(await _files(request).short(_list, _files(request), wanted))
+
+
+def _list(files: Files, wanted: Listing) -> bytes:
+    page = list_folder(files.root, wanted)
+    body = {"path": shown(wanted.path), "items": page.items, "next_cursor": page.next_cursor}
+    return orjson.dumps(body, option=orjson.OPT_UTC_Z)
+
+
+@router.post("/files/mkdir", status_code=201, response_model=schemas.FolderView, summary="Make a folder")
+async def make_directory(request: Request, body: schemas.FolderBody) -> Response:
+    """Make a folder and those on the way to it. 200 where it is there already."""
+    path = body.wanted()
+    created = await _files(request).short(make_folder, _files(request).root, path)
+    return raw(orjson.dumps({"path": shown(path), "created": created}), 201 if created else 200)
+
+
+@router.post("/files/move", response_model=schemas.MoveView, summary="Move or rename")
+async def move_file(request: Request, body: schemas.MoveBody) -> Response:
+    """Move a file, a link or a folder. With `overwrite` a file or an empty folder is replaced; nothing is ever merged."""
+    source, target = body.wanted()
+    replaced = await _files(request).short(move, _files(request).root, source, target, overwrite=body.overwrite)
+    return raw(orjson.dumps({"path": shown(target), "replaced": replaced}))
+
+
+@router.post("/files/copy", status_code=201, response_model=schemas.MoveView, summary="Copy")
+async def copy_file(request: Request, body: schemas.MoveBody) -> Response:
+    """Copy a file, a link (as a link), or a folder with all in it. 200 where a file was replaced."""
+    source, target = body.wanted()
+    replaced = await _files(request).long(copy, _files(request).writer, source, target, overwrite=body.overwrite)
+    return raw(orjson.dumps({"path": shown(target), "replaced": replaced}), 200 if replaced else 201)
+
+
+# --- searching --------------------------------------------------------------------------------------------------------------
+
+
+@router.get("/search/files", response_model=schemas.FoundPaths, tags=["Search"], summary="Find files by name")
+async def search_files(
+    request: Request,
+    q: Annotated[str, Query(max_length=500, description="Letters of the path, in order; words in any order.")] = "",
+    kind: Literal["file", "directory", "any"] = "file",
+    limit: Limit = 50,
+) -> Response:
+    """The paths that fit best, as an editor's quick-open finds them. What git ignores is left out. Never stale."""
+    files = _files(request)
+
+    def find() -> bytes:
+        snapshot: Snapshot = files.index.refresh()
+        found = quick_open(snapshot, q, kind=kind, limit=limit)
+        return orjson.dumps({"items": [_found(match) for match in found], "next_cursor": None})
+
+    return raw(await files.short(find))
+
+
+def _found(match: Match) -> dict[str, object]:
+    path = as_text(match.path)
+    found: dict[str, object] = {
+        "path": path,
+        "name": path.rpartition("/")[2],
+        "type": "directory" if match.is_dir else "file",
+        "score": match.score,
+        "positions": match.positions,
+    }
+    if encoded := path_bytes(match.path.encode("utf-8", "surrogateescape")):
+        found["path_bytes"] = encoded
+    return found
+
+
+@router.get(
+    "/search/content",
+    tags=["Search"],
+    summary="Find lines by what they hold",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "A JSON object a line: matches (and lines around them) as they are found, at last a summary.",
+            "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+        }
+    },
+)
+async def search_content(
+    request: Request,
+    q: Annotated[str, Query(min_length=1, max_length=4096, description="The text, or with `regex` the pattern.")],
+    regex: Annotated[bool, Query(description="`q` is a regular expression, in ripgrep's own syntax.")] = False,
+    case: Annotated[
+        Literal["smart", "sensitive", "insensitive"], Query(description="smart: as `q` has capitals.")
+    ] = "smart",
+    word: Annotated[bool, Query(description="Only whole words.")] = False,
+    glob: Annotated[
+        list[str] | None, Query(max_length=100, description="Only such files; with `!` in front, not these.")
+    ] = None,
+    path: Annotated[str, Query(max_length=8192, description="A file or folder; empty for all.")] = "",
+    path_bytes: Encoded = None,
+    hidden: bool = True,
+    ignored: Annotated[bool, Query(description="Also in what git ignores.")] = False,
+    context: Annotated[int, Query(ge=0, le=10, description="Lines around each match.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="How many matches at most.")] = 1000,
+) -> Response:
+    """Searches with ripgrep, and sends what it finds while it searches (`application/x-ndjson`). It ends with a `summary`, at the
+    limit, or with the client; an answer without a summary was cut."""
+    query = ContentQuery(
+        q=q, regex=regex, case=case, word=word, globs=glob or [], path=_path(request), hidden=hidden, ignored=ignored,
+        context=context, limit=limit,
+    )  # fmt: skip
+    lines = search_lines(_files(request).root, query)
+    first = await anext(lines)  # what is wrong with the query shows here
+    return LineStream(first, lines)
+
+
+class LineStream(Response):
+    """JSON lines as they come. When the client goes, the search ends."""
+
+    media_type = "application/x-ndjson"
+
+    def __init__(self, first: bytes, lines: AsyncIterator[bytes]) -> None:
+        super().__init__()
+        self._first = first
+        self._lines = lines
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        headers = [
+            (b"content-type", b"application/x-ndjson"),
+            (b"cache-control", b"no-store"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            async with listening(receive) as gone:
+                await send({"type": "http.response.body", "body": self._first, "more_body": True})
+                async for line in self._lines:
+                    if gone.done():
+                        return
+                    await send({"type": "http.response.body", "body": line, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            await self._lines.aclose()  # type: ignore[attr-defined]  # a generator
+
+
+# --- what door.py answers: here for the documents alone -----------------------------------------------------------------------
+
+_BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+
+
+def _elsewhere() -> Response:
+    raise WorkspaceError("not_found", "The door of the files answers this.")
+
+
+@router.get(
+    "/files/{path:path}",
+    summary="Read a file",
+    response_class=Response,
+    responses={
+        200: {"description": "The bytes; with `format=json` an object.", "content": {
+            **_BYTES["content"], "application/json": {"schema": schemas.ContentView.model_json_schema()},
+        }},
+        206: {"description": "The range that was asked for.", **_BYTES},
+        304: {"description": "Unchanged since the etag or time that was sent."},
+    },
+)  # fmt: skip
+async def read_file(
+    path: str,
+    format: Annotated[
+        Literal["json"] | None, Query(description="An object with the content, instead of the bytes.")
+    ] = None,
+    archive: Annotated[Literal["zip", "tar.gz"] | None, Query(description="Downloads a folder.")] = None,
+) -> Response:
+    """The file's bytes, whatever `Accept` says, with `ETag`, `Last-Modified`, `Range` and conditions."""
+    return _elsewhere()
+
+
+@router.put(
+    "/files/{path:path}",
+    response_model=schemas.WrittenView,
+    summary="Write a file",
+    responses={
+        201: {"model": schemas.WrittenView, "description": "It is new."},
+        200: {"description": "It was replaced."},
+    },
+    openapi_extra={
+        "requestBody": {
+            "content": {
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+                "application/json": {"schema": schemas.ContentBody.model_json_schema()},
+            }
+        }
+    },
+)
+async def write_file(
+    path: str,
+    format: Annotated[Literal["json"] | None, Query(description="The body is an object with the content.")] = None,
+) -> Response:
+    """The body is the content, whatever `Content-Type` says. Every reader sees the old or the new file whole; what this answers
+    is on the disk. Folders on the way are made, mode and owner kept, a link is followed. `If-Match` with the etag that was read,
+    or `If-None-Match: *`, makes sure that nobody else's change is lost: else 412."""
+    return _elsewhere()
+
+
+@router.delete("/files/{path:path}", status_code=204, summary="Delete a file or folder")
+async def delete_file(
+    path: str, recursive: Annotated[bool, Query(description="Also a folder, and all in it.")] = False
+) -> Response:
+    """Delete a file, a link (never what it leads to), or a folder. `If-Match` is honoured."""
+    return _elsewhere()
+
+
+@router.post(
+    "/files/upload",
+    status_code=201,
+    response_model=schemas.UploadView,
+    summary="Upload files",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}
+                }
+            },
+        }
+    },
+)
+async def upload_files(
+    path: Annotated[str, Query(max_length=8192, description="The folder that the names are below.")] = "",
+    path_bytes: Encoded = None,
+    on_conflict: Annotated[
+        Literal["overwrite", "rename", "reject"], Query(description="What happens where there is one of this name.")
+    ] = "overwrite",
+    extract: Annotated[bool, Query(description="Unpack the archives (zip, tar, tar.gz, tar.bz2, tar.xz).")] = False,
+) -> Response:
+    """Any part with a filename becomes a file; a filename may name folders on the way. Each is written whole or not at all.
+    Where some are refused the answer is 409 `upload_refused` with the same `items`, and the others stand."""
+    return _elsewhere()

@@ -1,0 +1,13 @@
+"""Times of files as the API tells them."""
+
+import datetime
+
+
+def timestamp(nanoseconds: int | None) -> datetime.datetime | None:
+    """A time of a file (`st_mtime_ns`) in UTC; None where it is one that no calendar has."""
+    if nanoseconds is None:
+        return None
+    try:
+        return datetime.datetime.fromtimestamp(nanoseconds / 1e9, datetime.UTC)
+    except (OverflowError, ValueError, OSError):
+        return None

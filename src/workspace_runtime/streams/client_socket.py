@@ -1,0 +1,111 @@
+"""What both WebSockets share: one accepted connection with a writer and a reader, and frames answered to their sender alone."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, Generic, TypeVar
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.events.hub import frame_ws
+from workspace_runtime.events.model import encode
+
+from .socket import EXTENSION, SocketProtocol
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Frame = TypeVar("Frame")
+
+
+class ClientSocket(ABC, Generic[Frame]):
+    """One accepted connection. `run` returns when it is over."""
+
+    def __init__(self, frames: TypeAdapter[Frame], scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        self._frames = frames
+        self._receive = receive
+        self._send = send
+        self._connection: SocketProtocol = scope["extensions"][EXTENSION]
+        self._live = False  # whether `_pump` may write: the writer has done what comes first
+        self._look = asyncio.Event()  # something happened that the pump can't do
+
+    @abstractmethod
+    async def _write(self) -> None:
+        """Send events until the connection is over for us."""
+
+    @abstractmethod
+    def _pump(self) -> None:
+        """Write what is new, as far as the client takes it. Called whenever something was published; never waits."""
+
+    @abstractmethod
+    async def _act(self, frame: Frame) -> dict[str, Any]:
+        """Do what a frame asks for; the answer to its sender. Raises `WorkspaceError` to reject it."""
+
+    @abstractmethod
+    def _leave(self) -> None:
+        """Let go of the subscription."""
+
+    async def run(self) -> None:
+        """Send events and take frames until either side closes."""
+        self._connection.on_writable = self._writable
+        writer = asyncio.get_running_loop().create_task(self._write())
+        reader = asyncio.get_running_loop().create_task(self._read())
+        try:
+            await asyncio.wait((writer, reader), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._connection.on_writable = None
+            self._live = False
+            self._leave()
+            for task in (writer, reader):
+                task.cancel()
+            results = await asyncio.gather(writer, reader, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    def _writable(self) -> None:
+        self._look.set()
+        self._pump()
+
+    async def _until_writable(self) -> None:
+        while self._connection.writes_paused:
+            self._look.clear()
+            await self._look.wait()
+
+    async def _say(self, message: Mapping[str, Any]) -> None:
+        await self._until_writable()
+        self._connection.write_frames(frame_ws(0, encode(message)))
+
+    async def _close(self, code: int, reason: str) -> None:
+        await self._send({"type": "websocket.close", "code": code, "reason": reason})
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            await self._say(await self._answer(message.get("text")))
+
+    async def _answer(self, text: str | None) -> dict[str, Any]:
+        request_id = None
+        try:
+            try:
+                value = orjson.loads(text or "")
+            except orjson.JSONDecodeError:
+                raise WorkspaceError("frame_invalid", "A frame is one JSON object in a text message.") from None
+            if isinstance(value, dict) and isinstance(value.get("request_id"), str):
+                request_id = value["request_id"]
+            return await self._act(self._parse(value))
+        except WorkspaceError as fault:
+            data = {name: value for name, value in fault.data.items() if name != "errors"}
+            return {"type": "rejected", "request_id": request_id, "code": fault.code, "error": fault.detail, **data}
+
+    def _parse(self, value: Any) -> Frame:
+        """A frame, checked. Raises `frame_invalid` with what is wrong."""
+        try:
+            return self._frames.validate_python(value)
+        except ValidationError as fault:
+            first = fault.errors(include_url=False, include_input=False, include_context=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the frame"
+            raise WorkspaceError("frame_invalid", f"{where}: {first['msg']}") from None
