@@ -33,13 +33,13 @@ Server(uvicorn.Config(app, port=0, http="httptools", loop="uvloop", lifespan="of
 """
 
 
-async def load(port: int, path: str) -> None:
-    """Ask for `path` REQUESTS times over CONNECTIONS connections."""
+async def load(port: int, path: str, requests: int) -> None:
+    """Ask for `path` so many times over CONNECTIONS connections."""
     request = f"GET {path} HTTP/1.1\r\nHost: localhost:{port}\r\nAccept: */*\r\n\r\n".encode()
 
     async def one() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for _ in range(REQUESTS // CONNECTIONS):
+        for _ in range(requests // CONNECTIONS):
             writer.write(request)
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200"), head
@@ -51,11 +51,11 @@ async def load(port: int, path: str) -> None:
     await asyncio.gather(*(one() for _ in range(CONNECTIONS)))
 
 
-def cost_us(pid: int, port: int, path: str) -> float:
+def cost_us(pid: int, port: int, path: str, requests: int = REQUESTS) -> float:
     """CPU a request of the server, in µs."""
     before = cpu_s(pid)
-    asyncio.run(load(port, path))
-    return (cpu_s(pid) - before) / REQUESTS * 1e6
+    asyncio.run(load(port, path, requests))
+    return (cpu_s(pid) - before) / requests * 1e6
 
 
 def main() -> int:

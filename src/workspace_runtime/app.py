@@ -16,7 +16,7 @@ from .entry import Entry
 from .events.board import Board
 from .events.log import EventLog
 from .events.model import MAX_EVENT_BYTES
-from .files.content_search import MAX_MATCHES
+from .files.content_search import MAX_LIMIT as MAX_MATCHES
 from .files.door import FileDoor
 from .files.room import EXTRACT_LIMITS, MAX_UPLOAD_FILES, Files
 from .files.routes import router as files_router

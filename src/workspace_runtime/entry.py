@@ -20,7 +20,7 @@ from .config import Config
 from .errors import WorkspaceError
 from .events.board import Board
 from .files.door import PREFIX as FILES_PREFIX
-from .files.door import UPLOAD, ClientGoneError, FileDoor
+from .files.door import UPLOAD, CutError, FileDoor
 from .problems import MAX_REASON, MEDIA_TYPE, problem
 from .security.cors import Cors
 from .security.gate import Access, Gate
@@ -138,8 +138,8 @@ class Entry:
                 status = await self._forward(
                     scope, path.rstrip("/") if path == FILES + "/" else path, request_id, more, receive, send
                 )
-        except ClientGoneError:
-            status = 499  # nobody is there to be answered: for the log alone
+        except CutError:
+            status = 499  # for the log alone: nobody is there to be answered, or the answer has begun
         except WorkspaceError as fault:
             status = fault.status
             await self._refuse(fault, request_id, more, send, head=method == "HEAD")
@@ -150,22 +150,13 @@ class Entry:
     async def _serve_file(
         self, scope: Scope, target: bytes, request_id: bytes, more: Headers, receive: Receive, send: Send
     ) -> int:
-        started = False
-
-        async def noted(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
         scope["root_path"] = self._root
         try:
-            return await self._files(scope, target, more, receive, noted)
-        except (WorkspaceError, ClientGoneError):
+            return await self._files(scope, target, more, receive, send)
+        except (WorkspaceError, CutError):
             raise
-        except Exception as fault:  # the edge: what has begun is cut, so that nobody takes a part for the whole
+        except Exception:  # the edge: nothing was sent yet, or the door would have said that it is cut
             logger.exception("request %s: a file could not be served", request_id.decode())
-            if started:
-                raise ClientGoneError from fault
             raise WorkspaceError("internal_error", "Something went wrong in the server.") from None
 
     def _file_target(self, scope: Scope, path: str) -> bytes | None:

@@ -350,16 +350,19 @@ def test_pieces_are_of_a_useful_size(top: Path, root: WorkspaceRoot, kind: Kind)
 
 
 MEASURE = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from workspace_runtime.files.archive import pack
 from workspace_runtime.paths import WorkspaceRoot
+def peak():  # not ru_maxrss, which a process inherits
+    with open("/proc/self/status") as status:
+        return int(re.search(r"VmHWM:\\s+(\\d+)", status.read())[1])
 root = WorkspaceRoot(Path(sys.argv[1]))
 kind = sys.argv[2]
 for piece in pack(root, b"small", kind, stopped=lambda: False): pass
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 for piece in pack(root, b"", kind, stopped=lambda: False): pass
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print((peak() - before) // 1024)
 """
 
 

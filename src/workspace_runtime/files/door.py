@@ -14,6 +14,7 @@ import binascii
 import contextlib
 import errno
 import functools
+import logging
 import os
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
@@ -23,9 +24,9 @@ from urllib.parse import parse_qsl, quote, unquote_to_bytes
 import orjson
 
 from workspace_runtime.errors import WorkspaceError
-from workspace_runtime.paths import etag_of, parse, path_bytes, refusal, shown
+from workspace_runtime.paths import etag_of, open_held, parse, path_bytes, refusal, shown
 
-from .archive import pack
+from .archive import Stopped, pack
 from .changes import delete
 from .conditions import Conditions, byte_range, conditions, http_date, read_status
 from .media import media_type
@@ -33,6 +34,8 @@ from .room import Files
 from .times import timestamp
 from .upload import Upload, boundary_of
 from .writing import Replacement, Written
+
+logger = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -47,7 +50,6 @@ SMALL_BYTES = 64 * 1024
 PIECE_BYTES = 256 * 1024
 WRITE_BYTES = 1024 * 1024
 
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 _CONDITIONAL = frozenset(
     {b"range", b"if-range", b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since"}
@@ -100,7 +102,7 @@ class FileDoor:
     # --- reading ------------------------------------------------------------------------------------------------------
 
     async def _read(self, scope: Scope, path: bytes, more: Headers, receive: Receive, send: Send, *, head: bool) -> int:
-        data = None
+        data: bytes | bytearray | None = None
         try:
             opened, status = self._open_quickly(path)
         except BlockingIOError:
@@ -117,7 +119,7 @@ class FileDoor:
                 (b"etag", etag.encode()),
                 (b"last-modified", _http_date(modified).encode()),
             ]
-            if any(name in _CONDITIONAL for name, _ in scope["headers"]):
+            if not _CONDITIONAL.isdisjoint([name for name, _ in scope["headers"]]):
                 asked = _headers(scope)
                 code = read_status(asked, etag, modified)
                 if code == 412:
@@ -133,7 +135,7 @@ class FileDoor:
             headers.append((b"content-length", b"%d" % (end - start)))
             if data is None and not head and end - start <= SMALL_BYTES:
                 data = await self._files.short(_read_part, opened, start, end, path)
-            elif data is not None:
+            elif data is not None and end - start < size:
                 data = data[start:end]
             await send({"type": "http.response.start", "status": code, "headers": headers})
             if head or data is not None:
@@ -152,19 +154,19 @@ class FileDoor:
             if not stat.S_ISREG(status.st_mode) or status.st_dev != self._root.quick_device:
                 raise BlockingIOError
             try:
-                return os.open(b"/proc/self/fd/%d" % held, _READ), status
+                return open_held(held), status
             except OSError:
                 raise BlockingIOError from None
         finally:
             os.close(held)
 
-    def _read_quickly(self, opened: int, size: int) -> bytes | None:
+    def _read_quickly(self, opened: int, size: int) -> bytearray | None:
         """All of a small file if that needs no waiting."""
         if not _NOWAIT or size > SMALL_BYTES:
             return None
         buffer = bytearray(size)
         try:
-            return bytes(buffer) if size == 0 or os.preadv(opened, (buffer,), 0, _NOWAIT) == size else None
+            return buffer if size == 0 or os.preadv(opened, (buffer,), 0, _NOWAIT) == size else None
         except OSError:
             return None
 
@@ -178,10 +180,14 @@ class FileDoor:
         """Send a part of a file in pieces. Where the file became shorter, the answer is cut, and so seen to be."""
         async with listening(receive) as gone:
             while start < end:
-                piece = await self._piece(opened, start, min(PIECE_BYTES, end - start))
+                try:
+                    piece = await self._piece(opened, start, min(PIECE_BYTES, end - start))
+                except OSError as fault:
+                    logger.error("a file could not be read to its end: %s", fault)
+                    raise CutError from None
                 start += len(piece)
                 if gone.done() or not piece:
-                    return
+                    raise CutError
                 await send({"type": "http.response.body", "body": piece, "more_body": start < end})
 
     async def _piece(self, opened: int, start: int, size: int) -> bytes | bytearray | memoryview:
@@ -322,11 +328,16 @@ async def send_archive(
         async with listening(receive) as gone:
             while piece and not gone.done():
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
-                piece = await files.long(next, pieces, b"")
+                try:
+                    piece = await files.long(next, pieces, b"")
+                except (WorkspaceError, Stopped) as fault:
+                    # without its end nobody takes the archive for whole
+                    logger.warning("the download of %r was cut: %s", shown(path), fault)
+                    raise CutError from None
         await send({"type": "http.response.body", "body": b""})
     finally:
         stop.set()
-        await files.long(pieces.close)  # type: ignore[attr-defined]  # a generator
+        await files.long(pieces.close)
     return 200
 
 
@@ -395,14 +406,14 @@ def _too_large(limit: int) -> WorkspaceError:
     return WorkspaceError("body_too_large", f"A body may have {limit} bytes here at most.", limit=limit)
 
 
-class ClientGoneError(Exception):
-    """The client went away before its request was whole."""
+class CutError(Exception):
+    """The request or the answer ended before it was whole; nothing more can be said on this connection."""
 
 
 async def _pieces(receive: Receive, limit: int) -> AsyncIterator[bytearray]:
     """A request's body in large pieces; the next is received while the one before is used.
 
-    Raises `ClientGoneError` when it is cut, so that half a body is never taken for a whole one.
+    Raises `CutError` when it is cut, so that half a body is never taken for a whole one.
     """
     size = 0
     piece = bytearray()
@@ -410,7 +421,7 @@ async def _pieces(receive: Receive, limit: int) -> AsyncIterator[bytearray]:
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ClientGoneError
+            raise CutError
         body = message.get("body", b"")
         more = message.get("more_body", False)
         size += len(body)

@@ -37,7 +37,8 @@ except (ImportError, AttributeError):  # no Linux: everything is polled
     _libc = None
 
 # What a mark says may have happened to a name. From `WAITED` on it counts how often its telling was put off.
-CREATED, GONE, ARRIVED, CONTENT, CLOSED, WAITED = 1, 2, 4, 8, 16, 32
+CREATED, GONE, LEFT, ARRIVED, CONTENT, WRITTEN, CLOSED, WAITED = 1, 2, 4, 8, 16, 32, 64, 128
+REPLACED = CREATED | GONE | LEFT | ARRIVED  # what is there may be another one
 MAX_WAITS = 4
 MOVE_S = 0.05  # how long the second half of a move may take: the kernel tells both at once
 
@@ -46,7 +47,7 @@ _UNMOUNT, _Q_OVERFLOW, _IGNORED, _ONLYDIR, _EXCL_UNLINK = 0x2000, 0x4000, 0x8000
 _CHANGES = _MODIFY | _ATTRIB | _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _ONLYDIR | _EXCL_UNLINK
 _EVENT = struct.Struct("=iIII")
 _MARK_OF = {
-    _MODIFY: CONTENT, _ATTRIB: CONTENT, _CLOSE_WRITE: CLOSED, _CREATE: CREATED, _DELETE: GONE, _MOVED_FROM: GONE,
+    _MODIFY: WRITTEN, _ATTRIB: CONTENT, _CLOSE_WRITE: CLOSED, _CREATE: CREATED, _DELETE: GONE, _MOVED_FROM: LEFT,
     _MOVED_TO: ARRIVED,
 }  # fmt: skip
 _MARKED = sum(_MARK_OF)
@@ -243,6 +244,8 @@ class Tree:
         if self.inotify is not None:
             self.inotify.close()
             self.inotify = None
+        self.watched.clear()
+        self.polled.clear()
 
     # --- where a folder is --------------------------------------------------------------------------------------------
 
@@ -250,10 +253,20 @@ class Tree:
         """Depth and path of a folder; None when it is in the tree no more."""
         parts = []
         at = folder
-        while at.parent is not None:
+        while at.parent is not None and at.parent.names.get(at.name) is at:
             parts.append(at.name)
             at = at.parent
         return (len(parts), b"/".join(reversed(parts))) if at is self.top else None
+
+    def is_kept(self, folder: Folder) -> bool:
+        """Whether a folder is in the tree, or on its way to another place in it."""
+        at = folder
+        while at.parent is not None:
+            moving = self.arrivals.get(at.parent, {}).get(at.name)
+            if at.parent.names.get(at.name) is not at and (moving is None or moving.folder is not at):
+                return False
+            at = at.parent
+        return at is self.top or any(moving.folder is at for moving in self._moving.values())
 
     def hold(self, folder: Folder) -> int | None:
         """A descriptor of the folder, to be closed; None if it is not there, or something else is at its path."""
@@ -300,6 +313,14 @@ class Tree:
         marks = self.marks.setdefault(folder, {})
         marks[name] = marks.get(name, 0) | mark
 
+    def looked(self, folder: Folder, name: bytes, status: os.stat_result | None) -> None:
+        """What polling compares with is what is told, not what it has seen itself before that."""
+        snapshot = self.polled.get(folder)
+        if snapshot is not None:
+            snapshot.pop(name, None)
+            if status is not None:
+                snapshot[name] = signature(status)
+
     def take_events(self) -> None:
         """Make marks of what the kernel has told."""
         if self.inotify is None:
@@ -345,7 +366,7 @@ class Tree:
             entry = folder.names.get(name)
             watched = entry is not None and entry is not SHUT
             # after one of these marks, what moves away is not what was told under this name
-            told = name in folder.names and not self.marks.get(folder, {}).get(name, 0) & (CREATED | GONE | ARRIVED)
+            told = name in folder.names and not self.marks.get(folder, {}).get(name, 0) & REPLACED
             origin = join(folder.told_path(), name) if watched or told else None
             moving = Moving(origin, entry if watched else None, 0.0)
             if watched:
@@ -439,8 +460,11 @@ class Tree:
                 child.parent = folder
         if other.parent is not None and other.parent.names.get(other.name) is other:
             other.parent.names[other.name] = SHUT
-            self.mark(other.parent, other.name, GONE)
+            self.mark(other.parent, other.name, LEFT)
         other.parent, other.wd = None, -1
+        self.marks.pop(other, None)
+        for moving in self.arrivals.pop(other, {}).values():
+            self.lose(moving)
         return True
 
     def _is_remote(self, device: int, held: int) -> bool:

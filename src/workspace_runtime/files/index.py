@@ -124,9 +124,9 @@ class FileIndex:
         self._snapshot = Snapshot(())
 
     def refresh(self) -> Snapshot:
-        """All paths as they are now. The first call walks the whole workspace.
+        """All paths as they are now; none where the root is gone. The first call walks the whole workspace.
 
-        Raises `OSError` when the root can't be opened, or the machine is out of descriptors or memory.
+        Gives the same object while nothing differs. Raises `OSError` when the root can't be opened, or the machine is out of descriptors or memory.
         """
         with self._lock:
             held = self._root.open_folder(b"")
@@ -141,16 +141,13 @@ class FileIndex:
             return self._snapshot
 
     def _look(self, held: int) -> bool:
-        """Bring the known folders up to date; whether anything was read anew. `held` is the root's descriptor."""
+        """Bring the known folders up to date; whether anything differs. `held` is the root's descriptor."""
         rules = root_rules(self._root)
         if self._top is None or rules != self._top.rules:
             self._top = _Folder(b"", rules)
             self._walk([self._top])
             return True
-        changed = self._changed(held)
-        for folder in changed:
-            self._reread(folder)
-        return bool(changed)
+        return True in [self._reread(folder) for folder in self._changed(held)]
 
     def _changed(self, held: int) -> list[_Folder]:
         """The folders whose names or rules may have changed, those above before those below."""
@@ -163,7 +160,7 @@ class FileIndex:
                 changed.append(folder)
                 continue
             if (status.st_ctime_ns, status.st_mtime_ns, status.st_ino) != folder.mark or (
-                folder.special and folder.rules_mark != _rules_mark(held, folder.path)
+                folder.special and (folder.rules_mark is None or folder.rules_mark != _rules_mark(held, folder.path))
             ):
                 changed.append(folder)
         return changed
@@ -176,15 +173,19 @@ class FileIndex:
             self._read(folder)
             todo += folder.children.values()
 
-    def _reread(self, folder: _Folder) -> None:
-        """Read one folder again; what is new below it is walked, what lies below it and stays is kept."""
-        rules, children = folder.rules, folder.children
+    def _reread(self, folder: _Folder) -> bool:
+        """Read one folder again; what is new below it is walked, what lies below it and stays is kept. Whether it differs."""
+        rules, children, piece = folder.rules, folder.children, folder.piece
         self._read(folder)
+        if folder.rules == rules and folder.piece == piece:
+            folder.children, folder.piece = children, piece
+            return False
         if folder.rules != rules:
             children = {}
         new = [child for name, child in folder.children.items() if name not in children]
         folder.children = {name: children.get(name, child) for name, child in folder.children.items()}
         self._walk(new)
+        return True
 
     def _collect(self) -> None:
         """The list of known folders and the snapshot, from the tree of folders."""

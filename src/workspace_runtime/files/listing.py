@@ -7,6 +7,7 @@ went meanwhile.
 
 import base64
 import contextlib
+import functools
 import heapq
 import os
 import stat
@@ -17,7 +18,7 @@ from typing import Any, Literal
 import orjson
 
 from workspace_runtime.errors import WorkspaceError
-from workspace_runtime.paths import WorkspaceRoot, as_text, etag_of, path_bytes, refusal, shown
+from workspace_runtime.paths import WorkspaceRoot, as_text, path_bytes, refusal, shown
 
 from .ignored import Rules, root_rules
 from .temporary import is_temporary
@@ -64,36 +65,39 @@ def list_folder(root: WorkspaceRoot, wanted: Listing) -> Page:
         os.close(folder)
 
 
-def entry(path: bytes, name: str, status: os.stat_result, folder: int) -> dict[str, Any]:
-    """An entry as the API tells it. `name` as `os.scandir` gives it, in the open `folder`; `path` is its own."""
-    mode = status.st_mode
-    kind = (
-        "file"
-        if stat.S_ISREG(mode)
-        else "directory"
-        if stat.S_ISDIR(mode)
-        else "symlink"
-        if stat.S_ISLNK(mode)
-        else "other"
-    )
+def entry(prefix: bytes, name: str, status: os.stat_result, folder: int) -> dict[str, Any]:
+    """An entry as the API tells it. `name` as `os.scandir` gives it, in the open `folder`; its path is `prefix` and it."""
+    kind, mode = _kind_and_mode(status.st_mode)
+    nanoseconds, size = status.st_mtime_ns, status.st_size
     found: dict[str, Any] = {
         "name": name,
-        "path": path,
+        "path": "",
         "type": kind,
-        "size": status.st_size,
-        "modified_at": timestamp(status.st_mtime_ns),
-        "mode": f"{mode & 0o7777:04o}",
-        "etag": etag_of(status) if kind == "file" else None,
+        "size": size,
+        "modified_at": timestamp(nanoseconds),
+        "mode": mode,
+        "etag": f'"{nanoseconds:x}-{size:x}-{status.st_ino:x}"'
+        if kind == "file"
+        else None,  # as etag_of, without the call
         "target": None,
     }
-    try:
-        found["path"] = path.decode()
-    except UnicodeDecodeError:
-        found |= {"name": as_text(name), "path": shown(path), "path_bytes": path_bytes(path)}
+    if name.isascii() and prefix.isascii():
+        found["path"] = prefix.decode() + name
+    else:
+        path = prefix + os.fsencode(name)
+        found["path"] = shown(path)
+        if encoded := path_bytes(path):
+            found |= {"name": as_text(name), "path_bytes": encoded}
     if kind == "symlink":
         with contextlib.suppress(OSError):  # gone meanwhile
             found["target"] = as_text(os.readlink(name, dir_fd=folder))
     return found
+
+
+@functools.lru_cache(maxsize=1024)
+def _kind_and_mode(mode: int) -> tuple[str, str]:
+    kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
+    return kinds.get(stat.S_IFMT(mode), "other"), f"{stat.S_IMODE(mode):04o}"
 
 
 def _rules_of(root: WorkspaceRoot, path: bytes) -> Rules:
@@ -114,65 +118,66 @@ def _names(folder: int, rules: Rules | None, *, hidden: bool) -> Iterator[os.Dir
     """The entries that are to be listed. `.git` never is, nor what is being written."""
     with os.scandir(folder) as found:
         for item in found:
-            name = item.name
-            if name[0] == "." and (not hidden or name == ".git" or is_temporary(name)):
+            if item.name[0] == "." and (not hidden or item.name == ".git" or is_temporary(item.name)):
                 continue
-            if rules is not None and rules.ignores(name, is_dir=item.is_dir(follow_symlinks=False)):
-                continue
-            yield item
+            if rules is None or not rules.ignores(item.name, is_dir=item.is_dir(follow_symlinks=False)):
+                yield item
 
 
 # --- one folder -----------------------------------------------------------------------------------------------------------
 
 # where an entry stands in the order: directories first, then the figure, then the name
 _Key = tuple[bool, int, str]
+_Row = tuple[bool, int, str, os.DirEntry[str]]
 
 
 def _flat(folder: int, rules: Rules | None, wanted: Listing) -> Page:
-    order = wanted.order.removeprefix("-")
-    down = wanted.order.startswith("-")
     after = _flat_cursor(wanted)
-    found = (
-        (key, item)
-        for item in _names(folder, rules, hidden=wanted.hidden)
-        if (key := _key(item, order)) is not None and (after is None or _is_after(key, after, down=down))
-    )
-    first = (
-        _largest(found, wanted.limit + 1) if down else heapq.nsmallest(wanted.limit + 1, found, key=lambda row: row[0])
-    )
+    rows = _rows(folder, rules, wanted)
+    if wanted.order.startswith("-"):
+        if after is not None:
+            rows = (row for row in rows if _is_before(row, after))
+        # directories come first this way, too
+        first = heapq.nlargest(wanted.limit + 1, rows, key=lambda row: (not row[0], *row[1:3]))
+    else:
+        if after is not None:
+            rows = (row for row in rows if row[:3] > after)
+        first = heapq.nsmallest(wanted.limit + 1, rows)
     prefix = wanted.path + b"/" if wanted.path else b""
     items = []
-    for _, item in first[: wanted.limit]:
+    for row in first[: wanted.limit]:
+        try:
+            status = row[3].stat(follow_symlinks=False)
+        except OSError:
+            continue  # gone meanwhile
+        items.append(entry(prefix, row[2], status, folder))
+    if len(first) <= wanted.limit:
+        return Page(items, None)
+    below, figure, name, _ = first[wanted.limit - 1]
+    return Page(items, _encode_cursor([wanted.order, below, figure, _pack(name)]))
+
+
+def _rows(folder: int, rules: Rules | None, wanted: Listing) -> Iterator[_Row]:
+    names = _names(folder, rules, hidden=wanted.hidden)
+    order = wanted.order.removeprefix("-")
+    if order == "name":
+        return ((not item.is_dir(follow_symlinks=False), 0, item.name, item) for item in names)
+    return _rows_by_figure(names, order)
+
+
+def _rows_by_figure(names: Iterable[os.DirEntry[str]], order: str) -> Iterator[_Row]:
+    for item in names:
         try:
             status = item.stat(follow_symlinks=False)
         except OSError:
             continue  # gone meanwhile
-        items.append(entry(prefix + os.fsencode(item.name), item.name, status, folder))
-    if len(first) <= wanted.limit:
-        return Page(items, None)
-    below, figure, name = first[wanted.limit - 1][0]
-    return Page(items, _encode_cursor([wanted.order, below, figure, _pack(name)]))
+        figure = status.st_size if order == "size" else status.st_mtime_ns
+        yield not item.is_dir(follow_symlinks=False), figure, item.name, item
 
 
-def _key(item: os.DirEntry[str], order: str) -> _Key | None:
-    below = not item.is_dir(follow_symlinks=False)
-    if order == "name":
-        return below, 0, item.name
-    try:
-        status = item.stat(follow_symlinks=False)
-    except OSError:
-        return None
-    return below, status.st_size if order == "size" else status.st_mtime_ns, item.name
-
-
-def _is_after(key: _Key, last: _Key, *, down: bool) -> bool:
-    if key[0] != last[0]:
-        return key[0] > last[0]
-    return key[1:] < last[1:] if down else key[1:] > last[1:]
-
-
-def _largest(found: Iterable[tuple[_Key, os.DirEntry[str]]], count: int) -> list[tuple[_Key, os.DirEntry[str]]]:
-    return heapq.nlargest(count, found, key=lambda row: (not row[0][0], *row[0][1:]))
+def _is_before(row: _Row, last: _Key) -> bool:
+    """Whether a row comes after the last one in an order that goes down."""
+    return row[1:3] < last[1:] if row[0] == last[0] else row[0] > last[0]
 
 
 def _flat_cursor(wanted: Listing) -> _Key | None:
@@ -211,7 +216,8 @@ def _tree(root: WorkspaceRoot, folder: int, rules: Rules | None, wanted: Listing
             try:
                 with root.place(path) as place:
                     status = os.stat(place.name, dir_fd=place.folder, follow_symlinks=False)
-                    items.append(entry(path, spot[-1][1], status, place.folder))
+                    above = path[: len(path) - len(place.name)]
+                    items.append(entry(above, spot[-1][1], status, place.folder))
             except (OSError, WorkspaceError):
                 continue  # gone meanwhile
             last = spot

@@ -10,7 +10,7 @@ however many folders there are, and the folders that are watched do not wait. Th
 import os
 import time
 
-from .folders import CONTENT, CREATED, GONE, Folder, Tree, signature
+from .folders import CLOSED, CONTENT, CREATED, GONE, Folder, Tree, signature
 
 SLICE_S = 0.005
 SHARE = 0.05  # of a core
@@ -63,10 +63,10 @@ class Poller:
             self._tree.polled[folder] = now
         for name, seen in now.items():
             if name not in before:
-                self._tree.mark(folder, name, CREATED)
+                self._tree.mark(folder, name, CREATED | CLOSED)
             elif before[name] != seen:
                 # a folder that differs may be another one
-                self._tree.mark(folder, name, CREATED | CONTENT)
+                self._tree.mark(folder, name, CREATED | CONTENT | CLOSED)
         for name in before.keys() - now.keys():
             self._tree.mark(folder, name, GONE)
 

@@ -110,18 +110,20 @@ def _candidates(blocks: list[_Block], words: list[str], enough: int) -> dict[str
     for way in _ways(blocks, words, enough):
         new = {path: is_dir for path, is_dir in way if path not in found}
         if len(new) > enough:
-            new = dict(heapq.nsmallest(enough, new.items(), key=_likely(words)))
+            key = len if len(words) == 1 else _likely(words)
+            new = {path: new[path] for path in heapq.nsmallest(enough, new, key=key)}
         found |= new
         if len(found) >= enough:
             break
     return found
 
 
-def _likely(words: list[str]) -> Callable[[tuple[str, bool]], tuple[int, int]]:
-    def key(item: tuple[str, bool]) -> tuple[int, int]:
-        path = item[0]
+def _likely(words: list[str]) -> Callable[[str], int]:
+    """A key: paths that hold more of the words as they are first, of these the shorter."""
+
+    def key(path: str) -> int:
         folded = path.lower()
-        return -sum(word in folded for word in words), len(path)
+        return len(path) - MAX_QUERY * sum([word in folded for word in words])
 
     return key
 
@@ -246,7 +248,7 @@ class _Word:
             return _IS_BASE
         if folded[end] == "." and folded.rfind(".") == end:
             return _IS_STEM
-        return _BEGINS_BASE + (_ENDS_WORD if _place(target.path, end) else 0)
+        return _BEGINS_BASE + (_ENDS_WORD if folded[end] in _SEPARATORS or _place(target.path, end) else 0)
 
     def rows(self, target: _Target) -> list[_Row]:
         """The best score for every place of every letter, letter by letter (Smith-Waterman, over the places alone).

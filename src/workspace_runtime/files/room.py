@@ -1,10 +1,12 @@
 """The files of one workspace: the parts of this room put together, and the threads that its blocking work runs on.
 
-Short work (a look, a read, a small write) and long work (packing, unpacking, copying, deleting a tree) have threads of their own,
-so that no number of long ones keeps a short one waiting.
+Short work and long work (packing, unpacking, copying, deleting a tree) have threads of their own, so that no number of long ones
+keeps a short one waiting. Work that looks at many names (lists, searches by name) goes one at a time where it can: side by side,
+two such threads would take the interpreter from each other with every name, and need twice the time together.
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 import threading
@@ -26,6 +28,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SHORT_THREADS = 8
+# How long a look at many names waits for the one before.
+PATIENCE_S = 0.25
 LONG_THREADS = 4
 
 EXTRACT_LIMITS = Limits(max_bytes=10 * 1024**3, max_entries=200_000, max_ratio=250)
@@ -49,12 +53,25 @@ class Files:
         self.writer = Writer(root, self._temporaries)
         self.index = FileIndex(root)
         self._short = ThreadPoolExecutor(SHORT_THREADS, "files")
+        self._turn = asyncio.Lock()
         self._long = ThreadPoolExecutor(LONG_THREADS, "files-long")
         self._closing = threading.Event()
 
     async def short(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking call that ends soon."""
         return await self._run(self._short, call, *args, **kwargs)
+
+    async def counting(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a call that looks at many names."""
+        held = False
+        with contextlib.suppress(TimeoutError):  # the one before may hang on a disk that does not answer
+            async with asyncio.timeout(PATIENCE_S):
+                held = await self._turn.acquire()
+        try:
+            return await self._run(self._short, call, *args, **kwargs)
+        finally:
+            if held:
+                self._turn.release()
 
     async def long(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking call that may take long."""

@@ -1,6 +1,8 @@
 """The HTTP doors of the files: lists, changes of names and searches; and the documents of what `door.py` answers."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
 from typing import Annotated, Literal
 
 import orjson
@@ -69,7 +71,7 @@ async def list_files(
         limit=limit,
         cursor=cursor,
     )
-    return raw(await _files(request).short(_list, _files(request), wanted))
+    return raw(await _files(request).counting(_list, _files(request), wanted))
 
 
 def _list(files: Files, wanted: Listing) -> bytes:
@@ -120,7 +122,7 @@ async def search_files(
         found = quick_open(snapshot, q, kind=kind, limit=limit)
         return orjson.dumps({"items": [_found(match) for match in found], "next_cursor": None})
 
-    return raw(await files.short(find))
+    return raw(await files.counting(find))
 
 
 def _found(match: Match) -> dict[str, object]:
@@ -173,9 +175,7 @@ async def search_content(
         q=q, regex=regex, case=case, word=word, globs=glob or [], path=_path(request), hidden=hidden, ignored=ignored,
         context=context, limit=limit,
     )  # fmt: skip
-    lines = search_lines(_files(request).root, query)
-    first = await anext(lines)  # what is wrong with the query shows here
-    return LineStream(first, lines)
+    return LineStream(search_lines(_files(request).root, query))
 
 
 class LineStream(Response):
@@ -183,29 +183,40 @@ class LineStream(Response):
 
     media_type = "application/x-ndjson"
 
-    def __init__(self, first: bytes, lines: AsyncIterator[bytes]) -> None:
+    def __init__(self, lines: AsyncGenerator[bytes, None]) -> None:
         super().__init__()
-        self._first = first
         self._lines = lines
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer."""
+        """Answer. What is wrong with the query shows before the first line, and is raised then."""
         headers = [
             (b"content-type", b"application/x-ndjson"),
             (b"cache-control", b"no-store"),
             (b"x-accel-buffering", b"no"),
         ]
+        started = False
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
             async with listening(receive) as gone:
-                await send({"type": "http.response.body", "body": self._first, "more_body": True})
-                async for line in self._lines:
-                    if gone.done():
-                        return
-                    await send({"type": "http.response.body", "body": line, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+                while (block := await self._next(gone)) is not None:
+                    if not started:
+                        started = True
+                        await send({"type": "http.response.start", "status": 200, "headers": headers})
+                    await send({"type": "http.response.body", "body": block, "more_body": True})
+                if not gone.done():
+                    await send({"type": "http.response.body", "body": b""})
         finally:
-            await self._lines.aclose()  # type: ignore[attr-defined]  # a generator
+            await self._lines.aclose()
+
+    async def _next(self, gone: asyncio.Task[None]) -> bytes | None:
+        """The next lines, None at the end and when the client has gone."""
+        block = asyncio.get_running_loop().create_task(anext(self._lines, None))
+        await asyncio.wait((block, gone), return_when=asyncio.FIRST_COMPLETED)
+        if gone.done():
+            block.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await block
+            return None
+        return block.result()
 
 
 # --- what door.py answers: here for the documents alone -----------------------------------------------------------------------

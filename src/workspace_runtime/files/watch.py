@@ -7,7 +7,8 @@ not be looked at, all is looked at again and a `resync` of the root is told.
 One thread reads the kernel's events, looks at the disk and walks new folders; the event loop gets ready batches. Events only mark
 names. Some 20 ms after the first mark, each marked name is looked at and compared with what was told of it, so that a file
 written in steps, or replaced by a rename, is one change. A file that changed within the last tick of the kernel's clock is
-looked at once more a little later: else two changes could look like one, or one like two.
+looked at once more a little later: else two changes could look like one, or one like two. So is, for some rounds, a file whose
+writer has not closed it, and a name that was removed: many writers make it again at once.
 
 A queue that runs full, in order: the loop takes batches too slowly (`_Teller` waits), so the kernel's queue is not emptied,
 overflows, and ends in a `resync`.
@@ -35,8 +36,10 @@ from .folders import (
     CREATED,
     GONE,
     MAX_WAITS,
+    REPLACED,
     SHUT,
     WAITED,
+    WRITTEN,
     Folder,
     Moving,
     Tree,
@@ -338,14 +341,17 @@ class _Settler:
             marks = tree.marks.pop(folder, None)
             if marks and tree.place(folder) is not None:
                 self._settle_folder(folder, path, marks)
-        tree.marks = {folder: marks for folder, marks in tree.marks.items() if tree.place(folder) is not None}
+        tree.marks = {folder: marks for folder, marks in tree.marks.items() if tree.is_kept(folder)}
         self._tell.flush()
         self._moves_open = tree.end_moves()
 
     def _settle_folder(self, folder: Folder, path: bytes, marks: dict[bytes, int]) -> None:
         held = self._tree.hold(folder)
-        if held is None:
-            return  # it is gone or was moved: the folder above has or gets a mark, and then all below is looked at
+        if held is None:  # it is gone or on its way: the folder above has or gets a mark
+            for name, mark in marks.items():
+                if mark < MAX_WAITS * WAITED:
+                    self._tree.mark(folder, name, mark + WAITED)
+            return
         try:
             for count, (name, mark) in enumerate(marks.items()):
                 if count % 256 == 255 and self._tree.inotify is not None:
@@ -363,6 +369,12 @@ class _Settler:
             status = None
         except OSError:
             return  # the folder may not be searched: then nobody can see what is in it
+        if status is None and mark & GONE and mark < WAITED and name in folder.names:
+            tree.mark(folder, name, mark + WAITED)  # many writers remove a file and make it again
+            if moving is not None:
+                tree.arrive(folder, name, moving)
+            return
+        tree.looked(folder, name, status)
         is_dir = status is not None and stat.S_ISDIR(status.st_mode)
         if moving is not None and moving.folder is not None and not is_dir:
             tree.lose(moving)  # it has moved on
@@ -389,11 +401,11 @@ class _Settler:
                 return
             # only closed after writing: memory that is mapped is written without events
             written = mark & CLOSED and time.time_ns() - status.st_mtime_ns < JUST_WRITTEN_NS
-            if not written and not mark & (CREATED | ARRIVED | CONTENT):
+            if not written and not mark & (CREATED | ARRIVED | CONTENT | WRITTEN):
                 return
-            if moving is not None and moving.origin == path and not mark & (CREATED | CONTENT):
+            if moving is not None and moving.origin == path and not mark & (CREATED | CONTENT | WRITTEN):
                 return  # moved away and back
-        if is_young(status) and mark < MAX_WAITS * WAITED:
+        if (is_young(status) or _is_open(status, mark)) and mark < MAX_WAITS * WAITED:
             if moving is not None:
                 tree.arrive(folder, name, moving)
             tree.mark(folder, name, mark + WAITED)
@@ -432,7 +444,7 @@ class _Settler:
     ) -> bool:
         """Whether the folder that is there is the one that was told."""
         tree = self._tree
-        if not mark & (CREATED | GONE | ARRIVED):
+        if not mark & REPLACED:
             return True
         entry = folder.names[name]
         if entry is SHUT and moving is not None and moving.folder is not None and moving.origin == path:
@@ -456,6 +468,13 @@ class _Settler:
             self._tree.walk(child, quiet=True)
             if folder.names.get(name) is child:
                 self._tell.resync([child.told_path()])
+
+
+def _is_open(status: os.stat_result, mark: int) -> bool:
+    """Whether whoever writes a file has not closed it yet, and will soon write more."""
+    return bool(
+        mark & (CREATED | WRITTEN) and not mark & CLOSED and stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+    )
 
 
 _NO_MOVES: dict[bytes, Moving] = {}
