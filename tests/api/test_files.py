@@ -36,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 @pytest.fixture
 def root(server: ServerProcess, request: pytest.FixtureRequest) -> Path:
     """A folder of the workspace for this test alone."""
-    folder = server.workspace / request.node.name[:60].replace("/", "_")
+    folder: Path = server.workspace / request.node.name[:60].replace("/", "_")
     folder.mkdir()
     return folder
 

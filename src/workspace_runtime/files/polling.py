@@ -68,7 +68,8 @@ class Poller:
                 # a folder that differs may be another one
                 self._tree.mark(folder, name, CREATED | CONTENT | CLOSED)
         for name in before.keys() - now.keys():
-            self._tree.mark(folder, name, GONE)
+            # should it be back by then, no event will tell what it is now
+            self._tree.mark(folder, name, GONE | CONTENT | CLOSED)
 
 
 def _snapshot(held: int) -> dict[bytes, int]:
