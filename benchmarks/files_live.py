@@ -286,7 +286,9 @@ def once() -> bool:
         time.sleep(2)  # the agents' libraries are loaded soon after the start
         with asking(int(process.url.rpartition(":")[2])) as health:
             time.sleep(1)
-        print(f"      /health while nothing goes on: p99 {percentile(health.took, 0.99):.2f} ms, worst {max(health.took):.2f} ms")
+        print(
+            f"      /health while nothing goes on: p99 {percentile(health.took, 0.99):.2f} ms, worst {max(health.took):.2f} ms"
+        )
         ok, first = set_up(process)
         writer = Writer()
         reader = Reader([first])
