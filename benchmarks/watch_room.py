@@ -10,7 +10,8 @@ from pathlib import Path
 
 from common import median, memory_mb, report
 
-from workspace_runtime.files.watch import Change, Watcher
+from workspace_runtime.files.watch import Watcher
+from workspace_runtime.files.watching.telling import Change
 from workspace_runtime.paths import WorkspaceRoot
 
 FOLDERS, FILES, IGNORED = 2400, 38, 8000

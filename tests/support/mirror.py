@@ -17,7 +17,8 @@ from pathlib import Path
 
 from workspace_runtime.files.ignored import root_rules
 from workspace_runtime.files.temporary import is_temporary
-from workspace_runtime.files.watch import Change, Watcher
+from workspace_runtime.files.watch import Watcher
+from workspace_runtime.files.watching.telling import Change
 from workspace_runtime.paths import WorkspaceRoot, etag_of
 
 Entry = tuple[bool, int | None, str | None]  # is_dir, size, etag

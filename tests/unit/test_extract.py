@@ -24,8 +24,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workspace_runtime.errors import WorkspaceError
-from workspace_runtime.files.archive import Stopped, pack
-from workspace_runtime.files.extract import ArchiveError, Extracted, Limits, extract, is_archive
+from workspace_runtime.files.archive import pack
+from workspace_runtime.files.extract import extract, is_archive
+from workspace_runtime.files.unpack.work import ArchiveError, Extracted, Limits, Stopped
 from workspace_runtime.paths import WorkspaceRoot
 
 LIMITS = Limits(max_bytes=1 << 30, max_entries=10_000, max_ratio=100)
@@ -520,7 +521,8 @@ def test_a_ratio_that_is_too_high(disk: Disk) -> None:
 
 BOMB = """
 import os, re, resource, sys, time
-from workspace_runtime.files.extract import ArchiveError, Limits, extract
+from workspace_runtime.files.extract import extract
+from workspace_runtime.files.unpack.work import ArchiveError, Limits
 from unit.test_extract import Disk
 from pathlib import Path
 limit = 600 << 20

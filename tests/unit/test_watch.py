@@ -17,9 +17,9 @@ import pytest
 
 from support.mirror import Mirror, watching
 from support.waiting import until
-from workspace_runtime.files import folders, watch
 from workspace_runtime.files.temporary import is_temporary
 from workspace_runtime.files.watch import Watcher
+from workspace_runtime.files.watching import folders, inotify, settling, telling
 from workspace_runtime.paths import WorkspaceRoot, etag_of
 
 pytestmark = [
@@ -456,7 +456,7 @@ os.mkdir(f"{sys.argv[1]}/late")
 
 
 async def test_an_overflow_ends_in_a_resync(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "MAX_BATCHES", 1)
+    monkeypatch.setattr(telling, "MAX_BATCHES", 1)
     for number in range(100):
         make(work / f"many{number}/file")
     async with watching(work) as (mirror, watcher):
@@ -530,10 +530,10 @@ async def test_polling_alone(work: Path) -> None:
 
 
 async def test_no_instance_left(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: folders.Inotify) -> None:
+    def refuse(_: inotify.Inotify) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(folders.Inotify, "__init__", refuse)
+    monkeypatch.setattr(inotify.Inotify, "__init__", refuse)
     async with watching(work, poll_s=0.05) as (mirror, watcher):
         assert (watcher.watched, watcher.polled) == (0, 3)
         make(work / "file", "after")
@@ -552,7 +552,7 @@ async def test_a_fault_of_ours_ends_in_a_resync(work: Path, monkeypatch: pytest.
     async with watching(work) as (mirror, _):
         with monkeypatch.context() as patch:
             patch.setattr(folders, "signature", lambda status: 1 / 0)
-            patch.setattr("workspace_runtime.files.watch.is_young", lambda status: 1 / 0)
+            patch.setattr(settling, "is_young", lambda status: 1 / 0)
             make(work / "file", "after")
             await until(lambda: mirror.resyncs == [b""])
         await mirror.settled()

@@ -17,9 +17,9 @@ from typing import ParamSpec, TypeVar
 
 from workspace_runtime.paths import WorkspaceRoot
 
-from .extract import Limits
 from .index import FileIndex
 from .temporary import Temporaries
+from .unpack.work import Limits
 from .writing import Writer
 
 logger = logging.getLogger(__name__)

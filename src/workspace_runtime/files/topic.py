@@ -9,7 +9,8 @@ from workspace_runtime.events.board import LiveEvent, Publish
 from workspace_runtime.paths import WorkspaceRoot, path_bytes, shown
 
 from .times import timestamp
-from .watch import Change, Watcher
+from .watch import Watcher
+from .watching.telling import Change
 
 
 class FilesTopic:

@@ -16,8 +16,9 @@ from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import parse, path_bytes, refusal, shown
 
 from .changes import make_folder
-from .extract import ArchiveError, Limits, extract, is_archive
+from .extract import extract, is_archive
 from .room import EXTRACT_LIMITS, MAX_UPLOAD_FILES, Files
+from .unpack.work import ArchiveError, Limits
 from .writing import OnConflict, Replacement, Written
 
 HEAD_BYTES = 512
@@ -208,6 +209,7 @@ class _Sink:
     def __init__(self, upload: Upload, folder: bytes) -> None:
         self._upload = upload
         self._folder = folder
+        self._own: dict[bytes, bytes] = {}  # where a path of the archive was written: one that comes again replaces it
 
     def folder(self, path: bytes) -> None:
         """An entry that is a folder."""
@@ -216,13 +218,18 @@ class _Sink:
     @contextlib.contextmanager
     def file(self, path: bytes, executable: bool) -> Iterator[Replacement]:
         """An entry that is a file: written when the context ends well."""
-        writer, on_conflict = self._upload._files.writer, self._upload._on_conflict
-        new = writer.begin(self._below(path), on_conflict=on_conflict, executable=executable)
+        wanted = self._below(path)
+        before = self._own.get(wanted)
+        on_conflict = self._upload._on_conflict if before is None else "overwrite"
+        new = self._upload._files.writer.begin(before or wanted, on_conflict=on_conflict, executable=executable)
         try:
             yield new
-            self._upload._wrote(new.commit())
+            written = new.commit()
         finally:
             new.close()
+        self._own[wanted] = written.path
+        if before is None:
+            self._upload._wrote(written)
 
     def _below(self, path: bytes) -> bytes:
         return parse(self._folder + b"/" + path if self._folder else path)

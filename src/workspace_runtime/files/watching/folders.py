@@ -9,32 +9,34 @@ another one. Paths are made from the chain of parents when they are needed, so t
 
 A folder is watched through its descriptor (`/proc/self/fd/N`), which `WorkspaceRoot.hold` opened below the root and of which the
 kernel confirmed that it lies at that path: no link that is swapped in leads anywhere else. No descriptor stays open.
-
-The `Inotify` of `asyncinotify` makes a Path, a Mask and an Event object of every raw event (some 5 us each), maps descriptors
-to the path of registration, and has no flag for non-blocking. So its binding of the three calls is used, and events are parsed here.
 """
 
 import errno
 import os
 import stat
-import struct
 import time
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+from workspace_runtime.files.ignored import Rules, root_rules
+from workspace_runtime.files.temporary import is_temporary
 from workspace_runtime.paths import WorkspaceRoot, file_system_type
 
-from .ignored import Rules, root_rules
-from .temporary import is_temporary
-
-try:
-    from asyncinotify import _ffi
-
-    _libc: Any = _ffi.libc
-except (ImportError, AttributeError):  # no Linux: everything is polled
-    _libc = None
+from .inotify import (
+    ATTRIB,
+    CHANGES,
+    CLOSE_WRITE,
+    CREATE,
+    DELETE,
+    IGNORED,
+    MODIFY,
+    MOVED_FROM,
+    MOVED_TO,
+    ONLYDIR,
+    Q_OVERFLOW,
+    UNMOUNT,
+    new_inotify,
+)
 
 # What a mark says may have happened to a name. From `WAITED` on it counts how often its telling was put off.
 CREATED, GONE, LEFT, ARRIVED, CONTENT, WRITTEN, CLOSED, WAITED = 1, 2, 4, 8, 16, 32, 64, 128
@@ -42,16 +44,11 @@ REPLACED = CREATED | GONE | LEFT | ARRIVED  # what is there may be another one
 MAX_WAITS = 4
 MOVE_S = 0.05  # how long the second half of a move may take: the kernel tells both at once
 
-_MODIFY, _ATTRIB, _CLOSE_WRITE, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x2, 0x4, 0x8, 0x40, 0x80, 0x100, 0x200
-_UNMOUNT, _Q_OVERFLOW, _IGNORED, _ONLYDIR, _EXCL_UNLINK = 0x2000, 0x4000, 0x8000, 0x01000000, 0x04000000
-_CHANGES = _MODIFY | _ATTRIB | _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _ONLYDIR | _EXCL_UNLINK
-_EVENT = struct.Struct("=iIII")
 _MARK_OF = {
-    _MODIFY: WRITTEN, _ATTRIB: CONTENT, _CLOSE_WRITE: CLOSED, _CREATE: CREATED, _DELETE: GONE, _MOVED_FROM: LEFT,
-    _MOVED_TO: ARRIVED,
+    MODIFY: WRITTEN, ATTRIB: CONTENT, CLOSE_WRITE: CLOSED, CREATE: CREATED, DELETE: GONE, MOVED_FROM: LEFT,
+    MOVED_TO: ARRIVED,
 }  # fmt: skip
 _MARKED = sum(_MARK_OF)
-_MAX_WAITING = 64 * 1024 * 1024  # bytes of events that were read and not yet looked at
 _NONE_LEFT = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # File systems whose changes by other machines the kernel does not see.
 _REMOTE = (
@@ -71,56 +68,6 @@ _REMOTE = (
 )
 _GIT, _GITIGNORE, _EXCLUDE = b".git", b".gitignore", b".git/info/exclude"
 _TEMPORARY = b".workspace-runtime-"
-
-
-class Inotify:
-    """The kernel's queue of events. Raises `OSError` where there are no more instances."""
-
-    def __init__(self) -> None:
-        self.fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._waiting: deque[bytes] = deque()
-        self._bytes = 0
-        self.overflowed = False
-
-    def close(self) -> None:
-        """Let go of the queue and of all watches."""
-        os.close(self.fd)
-
-    def add(self, held: int, mask: int = _CHANGES) -> int:
-        """Watch an open folder; its descriptor, the same one if it is watched already. Raises `OSError`."""
-        added: int = _libc.inotify_add_watch(self.fd, b"/proc/self/fd/%d" % held, mask)
-        return added
-
-    def remove(self, wd: int) -> None:
-        """Watch it no longer."""
-        try:
-            _libc.inotify_rm_watch(self.fd, wd)
-        except OSError:
-            return  # it went with its folder
-
-    def drain(self) -> None:
-        """Take over what the kernel has, so that its queue does not run full while something long is done."""
-        for _ in range(64):  # whoever writes without end does not hold us here
-            try:
-                chunk = os.read(self.fd, 256 * 1024)
-            except (BlockingIOError, InterruptedError):
-                return
-            self._bytes += len(chunk)
-            if self._bytes > _MAX_WAITING:
-                self.overflowed = True
-                return
-            self._waiting.append(chunk)
-
-    def events(self) -> Iterator[tuple[int, int, int, bytes]]:
-        """What was drained: watch descriptor, mask, cookie, name."""
-        while self._waiting:
-            chunk = self._waiting.popleft()
-            self._bytes -= len(chunk)
-            at, end = 0, len(chunk)
-            while at < end:
-                wd, mask, cookie, length = _EVENT.unpack_from(chunk, at)
-                at += 16 + length
-                yield wd, mask, cookie, chunk[at - length : at].rstrip(b"\0")
 
 
 class Folder:
@@ -230,7 +177,7 @@ class Tree:
         self.recent = Recent()
         self.lost = False  # something could not be looked at: all must be looked at again
         self.top_lost = False  # the root itself was removed
-        self.inotify = None if force_polling or _libc is None else _new_inotify()
+        self.inotify = None if force_polling else new_inotify()
         self._root = root
         self._tell = tell
         self._max_watches = max_watches
@@ -332,23 +279,23 @@ class Tree:
             if folder is None:
                 self._other_event(wd, mask, name)
             elif not name:
-                if mask & (_IGNORED | _UNMOUNT):
+                if mask & (IGNORED | UNMOUNT):
                     self._unwatched(folder)
             else:
-                if mask & _MOVED_FROM:
+                if mask & MOVED_FROM:
                     self._departed(folder, name, cookie)
-                elif mask & _MOVED_TO:
+                elif mask & MOVED_TO:
                     self._arrived(folder, name, cookie)
                 self.mark(folder, name, _MARK_OF.get(mask & _MARKED, CONTENT))
         self.lost |= self.inotify.overflowed
 
     def _other_event(self, wd: int, mask: int, name: bytes) -> None:
-        if mask & _Q_OVERFLOW:
+        if mask & Q_OVERFLOW:
             self.lost = True
         elif wd in self._rule_watches:
             if name in (b"info", b"exclude"):
                 self.stale.add(self._rule_watches[wd])
-            if mask & _IGNORED:
+            if mask & IGNORED:
                 del self._rule_watches[wd]
 
     def _unwatched(self, folder: Folder) -> None:
@@ -644,7 +591,7 @@ class Tree:
                 flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
                 opened.append(os.open(name, flags, dir_fd=opened[-1] if opened else held))
                 if self.inotify is not None:
-                    mask = _CHANGES if name == b"info" else _CREATE | _MOVED_TO | _ONLYDIR
+                    mask = CHANGES if name == b"info" else CREATE | MOVED_TO | ONLYDIR
                     self._rule_watches[self.inotify.add(opened[-1], mask)] = folder
         except OSError:
             pass  # there is none, or no watch is left
@@ -693,13 +640,6 @@ class Tree:
                 again.append(self._path(folder, name))
         if again:
             self._tell.resync(again)
-
-
-def _new_inotify() -> Inotify | None:
-    try:
-        return Inotify()
-    except OSError:
-        return None
 
 
 def join(folder: bytes, name: bytes) -> bytes:

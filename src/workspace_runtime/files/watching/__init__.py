@@ -1,0 +1,1 @@
+"""The parts of the watcher. `files/watch.py` is the way in."""
