@@ -170,11 +170,19 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
 
 @pytest.fixture
 def arena(shared: Arena) -> Iterator[Arena]:
-    yield shared
-    shared.check()
-    assert not list(shared.root.rglob(".workspace-runtime-*.tmp"))
-    for path in shared.root.iterdir():
-        subprocess.run(["rm", "-rf", "--", path], check=True)
+    try:
+        yield shared
+        shared.check()
+        assert rubbish(shared) == ""
+    finally:
+        for path in shared.root.iterdir():
+            subprocess.run(["rm", "-rf", "--", path], check=True)
+
+
+def rubbish(arena: Arena) -> str:
+    """Files that are half written; found by a program that no depth disturbs."""
+    command = ["find", arena.root, "-name", ".workspace-runtime-*.tmp"]
+    return subprocess.run(command, capture_output=True, text=True).stdout
 
 
 # --- paths --------------------------------------------------------------------------------------------------------------
@@ -509,9 +517,10 @@ def test_very_deep_trees(arena: Arena, levels: int, name: str) -> None:
     deep(arena.root / "top", levels, name)
     with health_all_along(arena):
         first = arena.ask("GET", f"{FILES}?path=top&recursive=true&limit=50").json
-        assert len(first["items"]) == 50
+        reached = min(levels, 4095 // (len(name) + 1))  # deeper than that nothing can be named
+        assert len(first["items"]) == min(50, reached + 1)
         found = len(arena.ask("GET", f"{FILES}?path=top&recursive=true&limit=1000").json["items"])
-        assert found >= min(levels, 40)
+        assert found >= min(1000, reached)
         with tarfile.open(fileobj=io.BytesIO(arena.ask("GET", f"{FILES}/top?archive=tar.gz").body)) as tar:
             assert sum(member.isdir() for member in tar) == levels + 1
         assert arena.ask("GET", f"{FILES}/top?archive=zip").status in (200, 400)
@@ -695,15 +704,12 @@ def test_an_upload_of_thousands_of_parts_leaves_others_alone(arena: Arena) -> No
 def test_clients_that_leave_in_the_middle_of_an_upload(arena: Arena) -> None:
     (arena.root / "f").write_bytes(b"old")
     head = b"POST /api/v1/files/upload HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 5000000\r\n\r\n"
-    clients = []
-    for _ in range(10):
-        client = socket.create_connection(("127.0.0.1", arena.port))
-        client.sendall(head + part(b'filename="f"', b"new" * 100_000)[:-2])
-        clients.append(client)
-    eventually(lambda: len(list(arena.root.glob(".workspace-runtime-*"))) == 10 or None, timeout=10) if False else None
-    for client in clients:
-        client.close()
-    eventually(lambda: not list(arena.root.glob(".workspace-runtime-*")))
+    with contextlib.ExitStack() as clients:
+        for _ in range(10):
+            client = clients.enter_context(socket.create_connection(("127.0.0.1", arena.port)))
+            client.sendall(head + part(b'filename="f"', b"new" * 700_000)[:-2])
+        eventually(lambda: len(rubbish(arena).splitlines()) == 10)
+    eventually(lambda: not rubbish(arena))
     assert (arena.root / "f").read_bytes() == b"old"
 
 

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import os
 import re
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.files.content_search import ContentQuery, search
+from workspace_runtime.files.ripgrep import can_be_confined
 from workspace_runtime.paths import WorkspaceRoot
 
 
@@ -269,3 +272,39 @@ def test_whoever_leaves_ends_the_process(root: WorkspaceRoot, how: str) -> None:
     asyncio.run(_leave(root, how))
     assert children() <= before
     assert set(os.listdir("/proc/self/fd")) <= files
+
+
+FLIP = """
+import ctypes, os, sys, time
+os.chdir(sys.argv[1])
+libc = ctypes.CDLL(None)
+print("flipping", flush=True)
+while True:
+    libc.renameat2(-100, b"f", -100, b"link", 2)
+"""
+
+
+@pytest.mark.skipif(not can_be_confined(), reason="the kernel has no Landlock")
+def test_a_file_exchanged_for_a_link_meanwhile_shows_nothing(
+    root: WorkspaceRoot, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Another process swaps a file and a link that leads out as fast as it can: ripgrep sees one and may open the other."""
+    secret = tmp_path_factory.mktemp("outside") / "secret"
+    secret.write_text("needle outside\n")
+    write(root, {"f": "needle inside\n"})
+    os.symlink(secret, root.path / "link")
+    with subprocess.Popen([sys.executable, "-c", FLIP, str(root.path)], stdout=subprocess.PIPE) as flipping:
+        assert flipping.stdout is not None and flipping.stdout.readline()
+        try:
+            texts = {item["text"] for _ in range(60) for item in found(root, "needle")[0]}
+        finally:
+            flipping.kill()
+    assert texts == {"needle inside"}
+
+
+def test_the_start_of_the_search_does_not_confine_this_process(root: WorkspaceRoot) -> None:
+    write(root, {"f": "needle\n"})
+    assert found(root, "needle")[0]
+    with open("/etc/passwd") as file:
+        assert file.read()
+    assert subprocess.run(["cat", "/etc/passwd"], capture_output=True).returncode == 0

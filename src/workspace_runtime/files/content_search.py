@@ -8,21 +8,16 @@ closed. It is read only as fast as the results are taken.
 Results are lines of JSON, made here from ripgrep's own: byte offsets become offsets of code points, names and lines that are
 not UTF-8 become text, long lines are cut around the first match. They come in no order, as ripgrep's threads find them:
 sorting would make it search with one thread. A line whose JSON is longer than `MAX_RECORD` is never held in memory: only its start
-is told. A file counts as binary, and ends for the search, at its first NUL byte.
+is told. In a folder a file counts as binary, and ends for the search, at its
+first NUL byte; a file that was named is searched to its end.
 """
 
 import asyncio
 import base64
 import contextlib
-import fcntl
 import os
 import re
-import resource
-import shutil
-import signal
 import stat
-import sys
-import sysconfig
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -31,7 +26,8 @@ from typing import Any, Literal
 import orjson
 
 from workspace_runtime.errors import WorkspaceError
-from workspace_runtime.files.ignored import WITHOUT_GIT, root_rules
+from workspace_runtime.files.ignored import WITHOUT_GIT, global_file, root_rules
+from workspace_runtime.files.ripgrep import Ripgrep
 from workspace_runtime.paths import WorkspaceRoot, path_bytes, refusal, reopen, shown
 from workspace_runtime.processes import finish
 
@@ -40,16 +36,6 @@ MAX_CONTEXT = 10
 MAX_PATTERN = 8_192
 MAX_GLOBS = 100
 MAX_RECORD = 1024 * 1024  # of one line in ripgrep's JSON
-# What ripgrep may take for its data: a match in a line of some 100 MB fits in.
-MAX_MEMORY = 1024 * 1024 * 1024
-# Records of one read become objects at once: many would fall out of the processor's cache, and twice the time is needed.
-_READ_SIZE = 16 * 1024
-_PIPE_SIZE = 1024 * 1024
-# How long output is left to gather: ripgrep writes for each file, and to be woken for each costs more than to read it.
-_GATHER_S = 0.003
-_STDERR = 16 * 1024
-_EXIT_S = 5.0
-_ENVIRONMENT = ("HOME", "XDG_CONFIG_HOME")  # by these it finds the user's global rules of git
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +76,21 @@ async def search(root: WorkspaceRoot, query: ContentQuery) -> AsyncGenerator[byt
     """
     _check(query)
     started = time.monotonic()
-    process, output = await _start(root, query)
-    errors = asyncio.create_task(_tail(process))
+    ripgrep = await _start(root, query)
     reader = _Reader(query)
-    timer = asyncio.get_running_loop().call_later(query.timeout_s, _kill, process)
+    timer = asyncio.get_running_loop().call_later(query.timeout_s, ripgrep.kill)
+    status = 0
     try:
-        while not reader.full and (chunk := await output.read()):
+        while not reader.full and (chunk := await ripgrep.read()):
             if block := reader.take(chunk):
                 yield block
         if not reader.full:
-            await process.wait()
+            status = await ripgrep.ended()
     finally:
         timer.cancel()
-        output.close()
-        await finish(_end(process, errors))
-    if process.returncode == 2 and not reader.seen and (message := errors.result()):
+        await finish(_end(ripgrep))
+        message = ripgrep.complaint()
+    if status == 2 and not reader.seen and message:
         raise WorkspaceError("search_invalid", _cleaned(message))
     yield orjson.dumps(
         {
@@ -112,11 +98,15 @@ async def search(root: WorkspaceRoot, query: ContentQuery) -> AsyncGenerator[byt
             "matches": reader.matches,
             "files": reader.files,
             # killed as the time was up, or out of memory
-            "limit_reached": reader.full or process.returncode not in (0, 1, 2),
+            "limit_reached": reader.full or status not in (0, 1, 2),
             "elapsed_ms": round((time.monotonic() - started) * 1000),
         },
         option=orjson.OPT_APPEND_NEWLINE,
     )
+
+
+async def _end(ripgrep: Ripgrep) -> None:
+    await ripgrep.end()
 
 
 def _check(query: ContentQuery) -> None:
@@ -149,12 +139,6 @@ def _encodable(text: str) -> bool:
 # --- the process ------------------------------------------------------------------------------------------------------
 
 
-def program() -> str | None:
-    """Where ripgrep is: beside this Python, where its package puts it, else on the PATH. None if nowhere."""
-    places = (os.path.dirname(sys.executable), sysconfig.get_path("scripts"))
-    return shutil.which("rg", path=os.pathsep.join(places)) or shutil.which("rg")
-
-
 def _arguments(query: ContentQuery, *, is_file: bool, without_git: bool) -> list[str]:
     arguments = ["--no-config", "--json", "--no-messages", "--crlf", "--no-ignore-dot", "--no-follow", "--no-mmap"]
     # Room for one match more than is told, to know whether there are more. A larger regex may compile for minutes.
@@ -183,19 +167,17 @@ _CASES = {"smart": "--smart-case", "sensitive": "--case-sensitive", "insensitive
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """What is searched: an open folder or file. `without_git`: no repository's rules hold in it."""
+    """What is searched: an open folder or file. `without_git`: no repository's rules hold in it; `rules`: files outside of the
+    root that say what is ignored."""
 
     held: int
     is_file: bool
     without_git: bool
-    program: str
+    rules: tuple[str, ...] = ()
 
 
 def _prepare(root: WorkspaceRoot, query: ContentQuery) -> _Subject:
     """Open what is to be searched. Waits for the disk."""
-    found = program()
-    if found is None:
-        raise WorkspaceError("search_unavailable", "The program rg (ripgrep) is not installed.")
     try:
         held = root.hold(query.path)
     except OSError as fault:
@@ -204,121 +186,48 @@ def _prepare(root: WorkspaceRoot, query: ContentQuery) -> _Subject:
         if not stat.S_ISDIR(os.fstat(held).st_mode):
             file, _ = reopen(held, query.path)
             os.close(held)
-            return _Subject(file, True, False, found)
+            return _Subject(file, True, False)
         rules = root_rules(root)
         without_git = not rules.path and not os.path.lexists(os.path.join(root.path, ".git"))
+        return _Subject(held, False, without_git, tuple(_rules_outside(root)))
     except OSError as fault:
         os.close(held)
         raise refusal(fault, query.path) from None
     except BaseException:
         os.close(held)
         raise
-    return _Subject(held, False, without_git, found)
 
 
-async def _start(root: WorkspaceRoot, query: ContentQuery) -> tuple[asyncio.subprocess.Process, "_Output"]:
-    """Start ripgrep. It starts no process itself; its own session keeps a terminal's signals from it."""
+def _rules_outside(root: WorkspaceRoot) -> list[str]:
+    """Files outside of the root by which git, and so ripgrep, knows what to ignore."""
+    home = os.path.expanduser("~")
+    configuration = os.environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
+    found = [
+        global_file(), os.path.join(home, ".gitconfig"), os.path.join(configuration, "git", "config"),
+        os.path.join(configuration, "git", "ignore"),
+    ]  # fmt: skip
+    for folder in root.path.parents:
+        found += [os.path.join(folder, ".gitignore"), os.path.join(folder, ".git", "info", "exclude")]
+    return found
+
+
+async def _start(root: WorkspaceRoot, query: ContentQuery) -> Ripgrep:
     preparing = asyncio.create_task(asyncio.to_thread(_prepare, root, query))
     try:
         subject = await asyncio.shield(preparing)
     except asyncio.CancelledError:
         preparing.add_done_callback(_let_go)
         raise
-    output, theirs = _Output.make()
     try:
-        process = await asyncio.create_subprocess_exec(
-            subject.program,
-            *_arguments(query, is_file=subject.is_file, without_git=subject.without_git),
-            # the child resolves it before the descriptor is closed in it
-            cwd="/" if subject.is_file else f"/proc/self/fd/{subject.held}",
-            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-            stdin=subject.held if subject.is_file else asyncio.subprocess.DEVNULL,
-            stdout=theirs,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
-    except OSError as fault:
-        output.close()
-        raise WorkspaceError("search_unavailable", f"ripgrep can't be started: {fault.strerror}.") from None
-    except BaseException:
-        output.close()
-        raise
+        arguments = _arguments(query, is_file=subject.is_file, without_git=subject.without_git)
+        return await Ripgrep.start(root, arguments, subject.held, is_file=subject.is_file, rules=subject.rules)
     finally:
-        os.close(theirs)
         os.close(subject.held)
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # ended already
-            resource.prlimit(process.pid, resource.RLIMIT_DATA, (MAX_MEMORY, MAX_MEMORY))
-    return process, output
-
-
-class _Output:
-    """Our end of the pipe that ripgrep writes to. It is read only when somebody asks: a full pipe makes ripgrep wait."""
-
-    def __init__(self, file: int) -> None:
-        self._file = file
-
-    @classmethod
-    def make(cls) -> tuple["_Output", int]:
-        """A pipe: our end, and the descriptor of the other."""
-        ours, theirs = os.pipe()
-        os.set_blocking(ours, False)
-        if sys.platform == "linux":
-            with contextlib.suppress(OSError):  # the user's share of pipe memory is used up
-                fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-        return cls(ours), theirs
-
-    async def read(self) -> bytes:
-        """What is there, at least one byte; b"" at the end."""
-        while True:
-            try:
-                return os.read(self._file, _READ_SIZE)
-            except BlockingIOError:
-                await self._readable()
-                await asyncio.sleep(_GATHER_S)
-
-    async def _readable(self) -> None:
-        loop = asyncio.get_running_loop()
-        readable = asyncio.Event()
-        loop.add_reader(self._file, readable.set)
-        try:
-            await readable.wait()
-        finally:
-            loop.remove_reader(self._file)
-
-    def close(self) -> None:
-        """Let go of it: nobody reads any more."""
-        os.close(self._file)
 
 
 def _let_go(preparing: asyncio.Task[_Subject]) -> None:
     if not preparing.cancelled() and preparing.exception() is None:
         os.close(preparing.result().held)
-
-
-async def _tail(process: asyncio.subprocess.Process) -> str:
-    """The start of what ripgrep writes to its standard error; all of it is read."""
-    assert process.stderr is not None
-    kept = bytearray()
-    while chunk := await process.stderr.read(_STDERR):
-        kept += chunk[: _STDERR - len(kept)]
-    return kept.decode(errors="replace")
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-async def _end(process: asyncio.subprocess.Process, errors: asyncio.Task[str]) -> None:
-    """Kill what still runs, and wait for it."""
-    _kill(process)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_EXIT_S):
-            await process.wait()
-            await errors
-    errors.cancel()
 
 
 def _cleaned(message: str) -> str:

@@ -148,7 +148,7 @@ def _exclude_layers(folder: int, start: int) -> tuple[_Layer, ...]:
 def _global_layers(start: int) -> tuple[_Layer, ...]:
     """The user's global file."""
     try:
-        with open(_global_file(), "rb") as file:
+        with open(global_file(), "rb") as file:
             spec = _spec(os.fsdecode(file.read(MAX_RULES_BYTES)))
     except OSError:
         return ()
@@ -156,7 +156,7 @@ def _global_layers(start: int) -> tuple[_Layer, ...]:
 
 
 @functools.cache
-def _global_file() -> str:
+def global_file() -> str:
     """`core.excludesFile` of the user's (never a repository's) configuration, or its default place."""
     home = os.path.expanduser("~")
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")

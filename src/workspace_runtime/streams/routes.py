@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from workspace_runtime.events.board import Board
 
 from .live import MAX_WATCHED, Narrowing, topics_of, watched
-from .sse import HEAD_SCOPE, ServerSentEvents, WorkspaceEventStream
+from .sse import HEAD_SCOPE, WorkspaceEventStream
 
 router = APIRouter(prefix="/api/v1", tags=["Live events"])
 
@@ -16,8 +16,13 @@ router = APIRouter(prefix="/api/v1", tags=["Live events"])
 @router.get(
     "/events",
     summary="Stream the workspace's live events",
-    responses={200: {"content": {"text/event-stream": {}}, "description": "Events until the client goes."}},
-    response_class=ServerSentEvents,
+    responses={
+        200: {
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "description": "Events until the client goes. `data` is one of: file_changed, resync, system_stats.",
+        }
+    },
+    response_class=Response,
 )
 async def workspace_events(
     request: Request,
