@@ -91,7 +91,7 @@ class Ripgrep:
             try:
                 if can_be_confined():
                     folders = [root.fd, *stack.enter_context(_opened(_LIBRARIES))]
-                    restrict_this_thread(folders, stack.enter_context(_opened(rules)))
+                    restrict_this_thread(folders, stack.enter_context(_opened([found, *rules])))
                 process = subprocess.Popen(
                     [found, *arguments],
                     # the child resolves it before the descriptor is closed in it
@@ -174,8 +174,12 @@ def can_be_confined() -> bool:
     def ask() -> None:
         found = program()
         try:
-            with _opened(_LIBRARIES) as libraries, open(os.devnull, "r+b") as nothing:
-                restrict_this_thread(libraries)
+            with (
+                _opened(_LIBRARIES) as libraries,
+                _opened([found or ""]) as itself,
+                open(os.devnull, "r+b") as nothing,
+            ):
+                restrict_this_thread(libraries, itself)
                 command = [found or "", "--version"]
                 done = subprocess.run(
                     command, cwd="/", env={}, stdin=nothing, stdout=nothing, stderr=nothing, timeout=10, check=False,
