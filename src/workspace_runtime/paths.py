@@ -36,8 +36,10 @@ _O_PATH = getattr(os, "O_PATH", 0)
 # Where there is no O_PATH, a folder is opened for reading; a file never before it was looked at.
 _FOLDER = (_O_PATH or os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-# Where a look at a file may wait for a machine or a process.
-_REMOTE = ("nfs", "cifs", "smb", "9p", "fuse", "ceph", "afs", "lustre", "gpfs", "virtiofs", "vboxsf", "autofs")
+# File systems where a look at a file may wait for another machine or process, and whose changes by others the kernel does not tell.
+REMOTE = (
+    "nfs", "cifs", "smb", "9p", "fuse", "ceph", "afs", "lustre", "gpfs", "virtiofs", "vboxsf", "vmhgfs", "prl_fs", "autofs",
+)  # fmt: skip
 
 
 class _OpenHow(ctypes.Structure):
@@ -187,15 +189,16 @@ class WorkspaceRoot:
         self.path = root.resolve()
         self._bytes = os.fsencode(self.path)
         self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._kernel = not walk_only and bool(_O_PATH) and self._kernel_can()
+        # whether the kernel keeps paths inside, and not our walk
+        self.kernel = not walk_only and bool(_O_PATH) and self._can_openat2()
         # the device on which a look that does not wait is possible, or None
-        self.quick_device = None if file_system_type(self._bytes).startswith(_REMOTE) else os.fstat(self.fd).st_dev
+        self.quick_device = None if file_system_type(self._bytes).startswith(REMOTE) else os.fstat(self.fd).st_dev
 
     def close(self) -> None:
         """Let go of the root."""
         os.close(self.fd)
 
-    def _kernel_can(self) -> bool:
+    def _can_openat2(self) -> bool:
         """Whether `openat2` works here: old kernels and some sandboxes lack it."""
         if _syscall is None:
             return False
@@ -214,7 +217,7 @@ class WorkspaceRoot:
         """
         if not path:
             return os.dup(self._alive())
-        if self._kernel:
+        if self.kernel:
             found: int = _syscall(_SYS_OPENAT2, self.fd, path, _AT_PATH, _HOW_SIZE)
             if found >= 0:
                 return found
@@ -234,7 +237,7 @@ class WorkspaceRoot:
 
     def hold_quickly(self, path: bytes) -> int:
         """As `hold`, for the event loop: never waits for a disk. Raises `BlockingIOError` where it would."""
-        if self.quick_device is not None and self._kernel:
+        if self.quick_device is not None and self.kernel:
             found: int = _syscall(_SYS_OPENAT2, self.fd, path, _AT_CACHED, _HOW_SIZE)
             if found >= 0:
                 return found

@@ -155,7 +155,7 @@ def test_doctor_and_the_small_commands(tmp_path: Path, server: ServerProcess) ->
     state = ["--state-path", str(server.state)]
     report = run(tmp_path, "doctor", str(server.workspace), *state)
     assert report.returncode == 0, report.stdout
-    for words in (server.url, "git", "ripgrep", "Node.js", "openat2", "Demo", "Claude Code"):
+    for words in (server.url, "git", "ripgrep", "Node.js", "openat2", "inotify", "Demo", "Claude Code"):
         assert words in report.stdout
     assert "demo" in run(tmp_path, "agents", *state).stdout
     token = run(tmp_path, "token").stdout.strip()

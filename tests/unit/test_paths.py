@@ -31,7 +31,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[WorkspaceRo
     for folder in ("outside", "root-evil"):
         (tmp_path / folder / "secret").write_text("secret")
     made = WorkspaceRoot(tmp_path / "root", walk_only=request.param == "walk")
-    assert made._kernel == (request.param == "kernel")
+    assert made.kernel == (request.param == "kernel")
     yield made
     made.close()
 
@@ -204,7 +204,7 @@ def test_nothing_stays_open(root: WorkspaceRoot) -> None:
 
 def test_the_quick_way_never_waits(root: WorkspaceRoot) -> None:
     (root.path / "f").write_text("f")
-    if root._kernel and root.quick_device is not None:
+    if root.kernel and root.quick_device is not None:
         held = root.hold_quickly(b"f")
         assert stat.S_ISREG(os.fstat(held).st_mode)
         os.close(held)

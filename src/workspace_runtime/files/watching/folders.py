@@ -20,7 +20,7 @@ from typing import Protocol
 
 from workspace_runtime.files.ignored import Rules, root_rules
 from workspace_runtime.files.temporary import is_temporary
-from workspace_runtime.paths import WorkspaceRoot, file_system_type
+from workspace_runtime.paths import REMOTE, WorkspaceRoot, file_system_type
 
 from .inotify import (
     ATTRIB,
@@ -50,22 +50,6 @@ _MARK_OF = {
 }  # fmt: skip
 _MARKED = sum(_MARK_OF)
 _NONE_LEFT = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-# File systems whose changes by other machines the kernel does not see.
-_REMOTE = (
-    "nfs",
-    "cifs",
-    "smb",
-    "9p",
-    "fuse",
-    "ceph",
-    "afs",
-    "lustre",
-    "gpfs",
-    "virtiofs",
-    "vboxsf",
-    "vmhgfs",
-    "prl_fs",
-)
 _GIT, _GITIGNORE, _EXCLUDE = b".git", b".gitignore", b".git/info/exclude"
 _TEMPORARY = b".workspace-runtime-"
 
@@ -418,7 +402,7 @@ class Tree:
         remote = self._remote.get(device)
         if remote is None:
             kind = file_system_type(self._real(held) or b"")
-            remote = self._remote[device] = kind.startswith(_REMOTE)
+            remote = self._remote[device] = kind.startswith(REMOTE)
         return remote
 
     def _unwatch(self, folder: Folder) -> None:
