@@ -199,12 +199,9 @@ class Replacement:
             moment = self._writer.next_ns()
             os.utime(self._file, ns=(moment, moment))
             os.fsync(self._file)
-            written = self._place_at(self._path)
+            return self._place_at(self._path)
         except OSError as fault:
-            if fault.errno == errno.EXDEV:  # only where a folder on the way was exchanged since the beginning
-                raise WorkspaceError("file_busy", f"{shown(self._path)!r}: A folder on the way has changed.") from None
             raise refusal(fault, self._path, making=True) from None
-        return written
 
     def _place_at(self, path: bytes) -> Written:
         on_conflict = self._on_conflict
@@ -261,6 +258,9 @@ class Replacement:
     def _rename(self, place: Place, *, exclusive: bool) -> None:
         """Rename onto the place. `exclusive`: raises `FileExistsError` where there is something."""
         source = {"src_dir_fd": self._folder.folder, "dst_dir_fd": place.folder}
+        if os.fstat(place.folder).st_dev != os.fstat(self._folder.folder).st_dev:
+            # only where a folder on the way was exchanged since the beginning
+            raise WorkspaceError("file_busy", f"{shown(self._path)!r}: A folder on the way has changed. Try again.")
         if exclusive:
             try:
                 os.link(self._name, place.name, follow_symlinks=False, **source)
