@@ -20,7 +20,8 @@ from .config import Config
 from .errors import WorkspaceError
 from .events.board import Board
 from .files.door import PREFIX as FILES_PREFIX
-from .files.door import UPLOAD, CutError, FileDoor
+from .files.door import UPLOAD, FileDoor
+from .files.requests import CutError
 from .problems import MAX_REASON, MEDIA_TYPE, problem
 from .security.cors import Cors
 from .security.gate import Access, Gate

@@ -171,6 +171,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
 
 @pytest.fixture
 def arena(shared: Arena) -> Iterator[Arena]:
+    shared.before = snapshot(shared.outside)
     try:
         yield shared
         shared.check()

@@ -10,16 +10,14 @@ type is not guessed at.
 
 import asyncio
 import base64
-import binascii
-import contextlib
 import errno
 import functools
 import logging
 import os
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 import orjson
 
@@ -30,6 +28,25 @@ from .archive import Stopped, pack
 from .changes import delete
 from .conditions import Conditions, byte_range, conditions, http_date, read_status
 from .media import media_type
+from .requests import (
+    CutError,
+    Headers,
+    Receive,
+    Scope,
+    Send,
+    body_in_pieces,
+    content_of,
+    flag,
+    headers_of,
+    invalid,
+    length_of,
+    listening,
+    query_of,
+    query_path,
+    too_large,
+    wants_json,
+    whole_body,
+)  # fmt: skip
 from .room import Files
 from .times import timestamp
 from .upload import Upload, boundary_of
@@ -37,18 +54,11 @@ from .writing import Replacement, Written
 
 logger = logging.getLogger(__name__)
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
-
 PREFIX = b"/api/v1/files/"
 UPLOAD = b"/api/v1/files/upload"
 # A file up to this size is read on the loop when the kernel has it, and a body up to it written by one call.
 SMALL_BYTES = 64 * 1024
 PIECE_BYTES = 256 * 1024
-WRITE_BYTES = 1024 * 1024
 
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 _CONDITIONAL = frozenset(
@@ -86,14 +96,14 @@ class FileDoor:
             return await send_archive(self._files, path, kind, more, receive, send, head=method == "HEAD")
         path = parse(unquote_to_bytes(target))
         if method in ("GET", "HEAD"):
-            if _form(query):
+            if wants_json(query):
                 return await self._read_json(path, more, send, head=method == "HEAD")
             return await self._read(scope, path, more, receive, send, head=method == "HEAD")
         if method == "PUT":
             return await self._write(scope, path, query, more, receive, send)
         if method == "DELETE":
-            recursive = _flag(query, "recursive")
-            await self._files.long(delete, self._root, path, conditions(_headers(scope)), recursive=recursive)
+            recursive = flag(query, "recursive")
+            await self._files.long(delete, self._root, path, conditions(headers_of(scope)), recursive=recursive)
             await send({"type": "http.response.start", "status": 204, "headers": more})
             await send({"type": "http.response.body", "body": b""})
             return 204
@@ -120,7 +130,7 @@ class FileDoor:
                 (b"last-modified", _http_date(modified).encode()),
             ]
             if not _CONDITIONAL.isdisjoint([name for name, _ in scope["headers"]]):
-                asked = _headers(scope)
+                asked = headers_of(scope)
                 code = read_status(asked, etag, modified)
                 if code == 412:
                     raise WorkspaceError("precondition_failed", f"{shown(path)!r} has changed.", etag=etag)
@@ -230,14 +240,14 @@ class FileDoor:
     async def _write(
         self, scope: Scope, path: bytes, query: Mapping[str, str], more: Headers, receive: Receive, send: Send
     ) -> int:
-        wanted = conditions(_headers(scope))
-        length = _length(scope)
-        if _form(query):
-            body = await _whole(receive, length, self._files.max_body_bytes)
-            content, mode = _from_json(body)
+        wanted = conditions(headers_of(scope))
+        length = length_of(scope)
+        if wants_json(query):
+            body = await whole_body(receive, length, self._files.max_body_bytes)
+            content, mode = content_of(body)
             written = await self._files.short(self._write_once, path, wanted, content, mode)
         elif length is not None and length <= SMALL_BYTES:
-            body = await _whole(receive, length, SMALL_BYTES)
+            body = await whole_body(receive, length, SMALL_BYTES)
             written = await self._files.short(self._write_once, path, wanted, body, None)
         else:
             written = await self._write_stream(path, wanted, length, receive)
@@ -261,11 +271,11 @@ class FileDoor:
     async def _write_stream(self, path: bytes, wanted: Conditions, length: int | None, receive: Receive) -> Written:
         limit = self._files.max_upload_bytes
         if length is not None and length > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         files = self._files
         new: Replacement = await files.short(files.writer.begin, path, wanted)
         try:
-            async for piece in _pieces(receive, limit):
+            async for piece in body_in_pieces(receive, limit):
                 await files.short(new.write, piece)
             return await files.short(new.commit)
         finally:
@@ -273,19 +283,19 @@ class FileDoor:
 
     async def _upload(self, scope: Scope, more: Headers, receive: Receive, send: Send) -> int:
         query = query_of(scope)
-        boundary = boundary_of(_headers(scope).get("content-type", "").encode("latin-1"))
+        boundary = boundary_of(headers_of(scope).get("content-type", "").encode("latin-1"))
         folder = query_path(query)
         on_conflict = query.get("on_conflict", "overwrite")
         if on_conflict not in ("overwrite", "rename", "reject"):
-            raise _invalid("on_conflict", "must be overwrite, rename or reject")
-        length, limit = _length(scope), self._files.max_upload_bytes
+            raise invalid("on_conflict", "must be overwrite, rename or reject")
+        length, limit = length_of(scope), self._files.max_upload_bytes
         if length is not None and length > limit:
-            raise _too_large(limit)
-        extract = _flag(query, "extract")
+            raise too_large(limit)
+        extract = flag(query, "extract")
         upload = Upload(self._files, boundary, folder, on_conflict=on_conflict, extract=extract)  # type: ignore[arg-type]
         run = self._files.long if extract else self._files.short
         try:
-            async for piece in _pieces(receive, limit):
+            async for piece in body_in_pieces(receive, limit):
                 await run(upload.feed, piece)
             upload.finish()
         except WorkspaceError as fault:
@@ -307,7 +317,7 @@ async def send_archive(
 ) -> int:
     """Answer with a folder as an archive, packed while it is sent. Raises `WorkspaceError` before anything was sent."""
     if kind not in ("zip", "tar.gz"):
-        raise _invalid("archive", "must be zip or tar.gz")
+        raise invalid("archive", "must be zip or tar.gz")
     name = shown(path.rpartition(b"/")[2]) or os.path.basename(files.root.path) or "workspace"
     plain = "".join(c if c.isascii() and c.isprintable() and c not in '"\\%' else "_" for c in name)
     disposition = f"attachment; filename=\"{plain}.{kind}\"; filename*=UTF-8''{quote(name, safe='')}.{kind}"
@@ -341,140 +351,6 @@ async def send_archive(
     return 200
 
 
-# --- what a request says -----------------------------------------------------------------------------------------------------
-
-
-def query_of(scope: MutableMapping[str, Any]) -> dict[str, str]:
-    """The query; bytes that are not UTF-8 as surrogates."""
-    raw: bytes = scope["query_string"]
-    if not raw:
-        return {}
-    text = raw.decode("utf-8", "surrogateescape")
-    return dict(parse_qsl(text, keep_blank_values=True, errors="surrogateescape"))
-
-
-def query_path(query: Mapping[str, str], name: str = "path") -> bytes:
-    """A path of the query (`path` or `path_bytes`), empty for the root. Raises `path_invalid`."""
-    encoded = query.get(f"{name}_bytes")
-    path = unquote_to_bytes(_encoded(encoded)) if encoded is not None else _encoded(query.get(name, ""))
-    return parse(path) if path not in (b"", b"/", b".") else b""
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
-
-
-def _flag(query: Mapping[str, str], name: str) -> bool:
-    word = query.get(name, "false").lower()
-    if word in ("true", "1", "yes", "on"):
-        return True
-    if word in ("false", "0", "no", "off"):
-        return False
-    raise _invalid(name, "must be true or false")
-
-
-def _form(query: Mapping[str, str]) -> bool:
-    """Whether the JSON form is asked for."""
-    form = query.get("format")
-    if form not in (None, "json", "raw"):
-        raise _invalid("format", "must be json or left out")
-    return form == "json"
-
-
-def _invalid(field: str, detail: str) -> WorkspaceError:
-    errors = [{"loc": ["query", field], "msg": detail, "type": "value_error"}]
-    return WorkspaceError("validation_failed", f"{field}: {detail}", errors=errors)
-
-
-def _headers(scope: Scope) -> dict[str, str]:
-    """The headers by name; one that came more than once as a list with commas (RFC 9110, 5.3)."""
-    found: dict[str, str] = {}
-    for name, value in scope["headers"]:
-        key, text = name.decode("latin-1"), value.decode("latin-1")
-        found[key] = f"{found[key]}, {text}" if key in found else text
-    return found
-
-
-def _length(scope: Scope) -> int | None:
-    for name, value in scope["headers"]:
-        if name == b"content-length":
-            return int(value)
-    return None
-
-
-def _too_large(limit: int) -> WorkspaceError:
-    return WorkspaceError("body_too_large", f"A body may have {limit} bytes here at most.", limit=limit)
-
-
-class CutError(Exception):
-    """The request or the answer ended before it was whole; nothing more can be said on this connection."""
-
-
-async def _pieces(receive: Receive, limit: int) -> AsyncIterator[bytearray]:
-    """A request's body in large pieces; the next is received while the one before is used.
-
-    Raises `CutError` when it is cut, so that half a body is never taken for a whole one.
-    """
-    size = 0
-    piece = bytearray()
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise CutError
-        body = message.get("body", b"")
-        more = message.get("more_body", False)
-        size += len(body)
-        if size > limit:
-            raise _too_large(limit)
-        piece += body
-        if len(piece) >= WRITE_BYTES or (piece and not more):
-            yield piece
-            piece = bytearray()
-
-
-async def _whole(receive: Receive, length: int | None, limit: int) -> bytearray:
-    """A request's whole body. Raises as `_pieces`."""
-    if length is not None and length > limit:
-        raise _too_large(limit)
-    body = bytearray()
-    async for piece in _pieces(receive, limit):
-        body += piece
-    return body
-
-
-def _from_json(body: bytearray) -> tuple[bytes, int | None]:
-    """Content and mode of the JSON form."""
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as fault:
-        raise WorkspaceError("malformed_json", f"The body is not valid JSON: {fault}.") from None
-    if not isinstance(value, dict) or not isinstance(value.get("content"), str):
-        raise _bad_field("content", "must be a string")
-    unknown = value.keys() - {"content", "encoding", "mode"}
-    if unknown:
-        raise _bad_field(min(unknown), "is not a field of it; there are content, encoding and mode")
-    mode = value.get("mode")
-    if mode is not None and not (isinstance(mode, str) and len(mode) in (3, 4) and not mode.strip("01234567")):
-        raise _bad_field("mode", "must be octal digits such as 0644")
-    encoding = value.get("encoding", "utf-8")
-    if encoding == "utf-8":
-        content = value["content"].encode()
-    elif encoding == "base64":
-        try:
-            content = base64.b64decode(value["content"], validate=True)
-        except (binascii.Error, ValueError):
-            raise _bad_field("content", "is not valid base64") from None
-    else:
-        raise _bad_field("encoding", "must be utf-8 or base64")
-    return content, int(mode, 8) & 0o777 if mode is not None else None
-
-
-def _bad_field(name: str, detail: str) -> WorkspaceError:
-    errors = [{"loc": ["body", name], "msg": detail, "type": "value_error"}]
-    return WorkspaceError("validation_failed", f"{name}: {detail}", errors=errors)
-
-
 # --- answering --------------------------------------------------------------------------------------------------------------
 
 
@@ -505,20 +381,3 @@ async def _answer(send: Send, status: int, body: bytes, headers: Headers, *, hea
     headers = [*headers, (b"content-type", b"application/json"), length]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if head else body})
-
-
-@contextlib.asynccontextmanager
-async def listening(receive: Receive) -> AsyncIterator[asyncio.Task[None]]:
-    """A task that is done once the client has gone: `send` does not tell."""
-
-    async def gone() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    task = asyncio.get_running_loop().create_task(gone())
-    try:
-        yield task
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task

@@ -17,11 +17,11 @@ from . import schemas
 from .changes import copy, make_folder, move
 from .content_search import ContentQuery
 from .content_search import search as search_lines
-from .door import listening, query_of, query_path
 from .index import Snapshot
 from .listing import MAX_DEPTH, Listing, list_folder
 from .quick_open import Match
 from .quick_open import search as quick_open
+from .requests import listening, query_of, query_path
 from .room import Files
 
 router = APIRouter(prefix="/api/v1", tags=["Files"])
