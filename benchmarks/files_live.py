@@ -7,7 +7,6 @@ The writers are processes of their own, too; the subscribers read raw sockets.
 """
 
 import contextlib
-import os
 import re
 import selectors
 import socket
@@ -231,11 +230,11 @@ class Reader:
 def set_up(process: ServerProcess) -> tuple[bool, socket.socket]:
     """From the connection to the answer to its upgrade."""
     times, growth = [], 0.0
+    first = subscribe(process)
     health = Health("while the watch is set up")
-    for turn in range(ROUNDS):
-        if turn:
-            first.close()
-            time.sleep(LINGER_S + 1)  # the watch has ended
+    for _ in range(ROUNDS):
+        first.close()
+        time.sleep(LINGER_S + 1)  # the watch has ended
         before = memory_mb(process.server_pid)[0]
         with health.asked(process):
             began, cpu = time.monotonic(), cpu_s(process.server_pid)

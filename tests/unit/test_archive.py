@@ -17,7 +17,8 @@ from typing import Literal
 import pytest
 
 from workspace_runtime.errors import WorkspaceError
-from workspace_runtime.files.archive import Stopped, pack
+from workspace_runtime.files.archive import pack
+from workspace_runtime.files.stopping import Stopped
 from workspace_runtime.paths import WorkspaceRoot
 
 Kind = Literal["zip", "tar.gz"]

@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.files.archive import pack
 from workspace_runtime.files.extract import extract, is_archive
-from workspace_runtime.files.unpack.work import ArchiveError, Extracted, Limits, Stopped
+from workspace_runtime.files.stopping import Stopped
+from workspace_runtime.files.unpack.work import ArchiveError, Extracted, Limits
 from workspace_runtime.paths import WorkspaceRoot
 
 LIMITS = Limits(max_bytes=1 << 30, max_entries=10_000, max_ratio=100)

@@ -13,12 +13,13 @@ import stat
 import struct
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from tarfile import BLOCKSIZE, DIRTYPE, GNU_FORMAT, RECORDSIZE, REGTYPE, SYMTYPE, TarInfo
 from typing import Literal, Protocol
 
 from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.files.stopping import IsStopped, check
 from workspace_runtime.files.temporary import is_temporary
 from workspace_runtime.paths import WorkspaceRoot, refusal, reopen, shown
 
@@ -31,12 +32,8 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _HOLD = (getattr(os, "O_PATH", 0) or os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY) | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class Stopped(Exception):
-    """The packing was told to stop before the end."""
-
-
 def pack(
-    root: WorkspaceRoot, path: bytes, kind: Literal["zip", "tar.gz"], *, stopped: Callable[[], bool]
+    root: WorkspaceRoot, path: bytes, kind: Literal["zip", "tar.gz"], *, stopped: IsStopped
 ) -> Generator[bytes, None, None]:
     """The bytes of an archive of the folder at `path` (a path from the root; empty for the root), in pieces of 64 to 256 KiB.
 
@@ -58,17 +55,15 @@ def pack(
         yield bytes(buffer)
 
 
-def _archive(root: WorkspaceRoot, path: bytes, writer: "_Writer", stopped: Callable[[], bool]) -> Iterator[bytes]:
+def _archive(root: WorkspaceRoot, path: bytes, writer: "_Writer", stopped: IsStopped) -> Iterator[bytes]:
     try:
         for entry in _entries(root, path):
             yield from writer.header(entry)
             for data in entry.data():
-                if stopped():
-                    raise Stopped
+                check(stopped)
                 yield from writer.data(data)
             yield from writer.footer(entry)
-            if stopped():
-                raise Stopped
+            check(stopped)
     except OSError as fault:
         raise refusal(fault, path) from fault
     yield from writer.end()

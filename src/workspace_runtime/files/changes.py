@@ -11,6 +11,7 @@ from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import Place, WorkspaceRoot, etag_of, kind_of, refusal, shown
 
 from .conditions import NO_CONDITIONS, Conditions
+from .stopping import IsStopped, check, never
 from .temporary import is_temporary
 from .writing import Writer, flush_folder
 
@@ -52,7 +53,12 @@ def make_folder(root: WorkspaceRoot, path: bytes) -> bool:
 
 
 def delete(
-    root: WorkspaceRoot, path: bytes, conditions: Conditions = NO_CONDITIONS, *, recursive: bool = False
+    root: WorkspaceRoot,
+    path: bytes,
+    conditions: Conditions = NO_CONDITIONS,
+    *,
+    recursive: bool = False,
+    stopped: IsStopped = never,
 ) -> None:
     """Delete a file, a link (never what it leads to), or with `recursive` a folder and all in it.
 
@@ -67,13 +73,13 @@ def delete(
                 "is_directory", f"{shown(path)!r} is a directory: add recursive=true.", path=shown(path)
             )
         if folder:
-            _remove_tree(place)
+            _remove_tree(place, stopped)
         else:
             os.unlink(place.name, dir_fd=place.folder)
         flush_folder(place.folder)
 
 
-def _remove_tree(place: Place) -> None:
+def _remove_tree(place: Place, stopped: IsStopped) -> None:
     """Remove a folder and all in it. No link is followed; one descriptor is open at a time, so that no depth is too deep.
 
     Going up, the parent must be the one that was left: or somebody moves folders about, and `file_busy` says so.
@@ -83,6 +89,7 @@ def _remove_tree(place: Place) -> None:
     try:
         left = _remove_files(here)
         while left or above:
+            check(stopped)
             if left:
                 inner = left.pop()
                 below = os.open(inner, _DIRECTORY, dir_fd=here)
@@ -178,7 +185,7 @@ def _load_rename() -> "ctypes._NamedFuncPointer | None":
 _exclusive_rename = _load_rename()
 
 
-def copy(writer: Writer, source: bytes, target: bytes, *, overwrite: bool = False) -> bool:
+def copy(writer: Writer, source: bytes, target: bytes, *, overwrite: bool = False, stopped: IsStopped = never) -> bool:
     """Copy a file, a link as a link, or a folder with all in it; True where something was replaced.
 
     A file is replaced in one step. A folder must not be there yet; one that fails on the way is taken away again. FIFOs,
@@ -196,7 +203,7 @@ def copy(writer: Writer, source: bytes, target: bytes, *, overwrite: bool = Fals
             old = None  # what is wrong with it is told when it is made
         _check_replaced(status, old, target, overwrite=overwrite)
         if not stat.S_ISDIR(status.st_mode):
-            _copy_one(writer, source, target, status, overwrite=overwrite)
+            _copy_one(writer, source, target, status, stopped, overwrite=overwrite)
             return old is not None
         if old is not None:
             raise WorkspaceError(
@@ -204,7 +211,7 @@ def copy(writer: Writer, source: bytes, target: bytes, *, overwrite: bool = Fals
             )
         make_folder(root, target)
     try:
-        _copy_tree(writer, source, target)
+        _copy_tree(writer, source, target, stopped)
     except BaseException:
         with contextlib.suppress(WorkspaceError):
             delete(root, target, recursive=True)
@@ -212,7 +219,7 @@ def copy(writer: Writer, source: bytes, target: bytes, *, overwrite: bool = Fals
     return False
 
 
-def _copy_tree(writer: Writer, source: bytes, target: bytes) -> None:
+def _copy_tree(writer: Writer, source: bytes, target: bytes, stopped: IsStopped) -> None:
     root = writer.root
     todo = [b""]
     while todo:
@@ -234,15 +241,18 @@ def _copy_tree(writer: Writer, source: bytes, target: bytes) -> None:
                         continue
                     with _refusing(_join(source, inner)):
                         status = item.stat(follow_symlinks=False)
-                    _copy_one(writer, _join(source, inner), _join(target, inner), status, overwrite=False)
+                    _copy_one(writer, _join(source, inner), _join(target, inner), status, stopped, overwrite=False)
         finally:
             os.close(folder)
         with _refusing(there), root.place(there) as place:
             os.chmod(f"/proc/self/fd/{place.folder}/".encode() + place.name, mode | 0o700)
 
 
-def _copy_one(writer: Writer, source: bytes, target: bytes, status: os.stat_result, *, overwrite: bool) -> None:
+def _copy_one(
+    writer: Writer, source: bytes, target: bytes, status: os.stat_result, stopped: IsStopped, *, overwrite: bool
+) -> None:
     root = writer.root
+    check(stopped)
     if stat.S_ISLNK(status.st_mode):
         with _refusing(source), root.place(source) as start:
             leads_to = os.readlink(start.name, dir_fd=start.folder)
@@ -263,7 +273,7 @@ def _copy_one(writer: Writer, source: bytes, target: bytes, status: os.stat_resu
         new = writer.begin(target, conditions, mode=stat.S_IMODE(status.st_mode))
         try:
             with _refusing(source):
-                new.copy_from(opened)
+                new.copy_from(opened, lambda: check(stopped))
             new.commit()
         finally:
             new.close()

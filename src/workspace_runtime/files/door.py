@@ -24,7 +24,7 @@ import orjson
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import etag_of, open_held, parse, path_bytes, refusal, shown
 
-from .archive import Stopped, pack
+from .archive import pack
 from .changes import delete
 from .conditions import Conditions, byte_range, conditions, http_date, read_status
 from .media import media_type
@@ -103,7 +103,8 @@ class FileDoor:
             return await self._write(scope, path, query, more, receive, send)
         if method == "DELETE":
             recursive = flag(query, "recursive")
-            await self._files.long(delete, self._root, path, conditions(headers_of(scope)), recursive=recursive)
+            wanted, stopped = conditions(headers_of(scope)), self._files.stopped
+            await self._files.long(delete, self._root, path, wanted, recursive=recursive, stopped=stopped)
             await send({"type": "http.response.start", "status": 204, "headers": more})
             await send({"type": "http.response.body", "body": b""})
             return 204
@@ -328,7 +329,7 @@ async def send_archive(
         (b"cache-control", b"no-store"),
     ]
     stop = asyncio.Event()
-    pieces = pack(files.root, path, kind, stopped=lambda: stop.is_set() or files.stopping)  # type: ignore[arg-type]
+    pieces = pack(files.root, path, kind, stopped=lambda: stop.is_set() or files.stopped())  # type: ignore[arg-type]
     try:
         piece = await files.long(next, pieces, b"")
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -340,7 +341,7 @@ async def send_archive(
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
                 try:
                     piece = await files.long(next, pieces, b"")
-                except (WorkspaceError, Stopped) as fault:
+                except WorkspaceError as fault:
                     # without its end nobody takes the archive for whole
                     logger.warning("the download of %r was cut: %s", shown(path), fault)
                     raise CutError from None

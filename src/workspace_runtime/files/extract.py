@@ -10,9 +10,9 @@ and the executable bit are used. Sparse files are refused.
 """
 
 import tarfile
-from collections.abc import Callable
 from typing import BinaryIO
 
+from .stopping import IsStopped
 from .unpack.compression import DECOMPRESSORS, ERRORS, MAGIC, Stream
 from .unpack.tar import is_tar, tar_members
 from .unpack.work import Extracted, Limits, Sink, Work
@@ -34,7 +34,7 @@ def is_archive(head: bytes) -> bool:
     return len(inside) < tarfile.BLOCKSIZE or is_tar(inside)
 
 
-def extract(source: BinaryIO, name: str, write: Sink, limits: Limits, stopped: Callable[[], bool]) -> list[Extracted]:
+def extract(source: BinaryIO, name: str, write: Sink, limits: Limits, stopped: IsStopped) -> list[Extracted]:
     """Unpack the archive in `source` (open for reading, seekable) into `write`. Blocks. `name` is for sentences alone.
 
     Returns what became of each entry, in the archive's order; a path that was written more than once is there once. Raises

@@ -90,8 +90,7 @@ class Files:
                     continue
             raise
 
-    @property
-    def stopping(self) -> bool:
+    def stopped(self) -> bool:
         """Whether the server stops: long work gives up."""
         return self._closing.is_set()
 

@@ -100,7 +100,8 @@ async def move_file(request: Request, body: schemas.MoveBody) -> Response:
 async def copy_file(request: Request, body: schemas.MoveBody) -> Response:
     """Copy a file, a link (as a link), or a folder with all in it. 200 where a file was replaced."""
     source, target = body.wanted()
-    replaced = await _files(request).long(copy, _files(request).writer, source, target, overwrite=body.overwrite)
+    files = _files(request)
+    replaced = await files.long(copy, files.writer, source, target, overwrite=body.overwrite, stopped=files.stopped)
     return raw(orjson.dumps({"path": shown(target), "replaced": replaced}), 200 if replaced else 201)
 
 

@@ -193,7 +193,7 @@ class Upload:
         )
         extracted = []
         try:
-            extracted = extract(spool, shown(path), sink, limits, lambda: self._files.stopping)
+            extracted = extract(spool, shown(path), sink, limits, self._files.stopped)
         except ArchiveError as fault:
             extracted = fault.extracted
             raise

@@ -14,7 +14,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -177,9 +177,11 @@ class Replacement:
         except OSError as fault:
             raise refusal(fault, self._path) from None
 
-    def copy_from(self, source: int) -> None:
-        """Append all of an open file; the kernel copies, without a way through this process where it can."""
+    def copy_from(self, source: int, check: Callable[[], None]) -> None:
+        """Append all of an open file; the kernel copies, without a way through this process where it can. `check` is called
+        before each piece, and may raise."""
         while True:
+            check()
             try:
                 done = os.copy_file_range(source, self._file, COPY_BYTES)
             except OSError as fault:
@@ -191,6 +193,7 @@ class Replacement:
             if not done:
                 return
         while data := os.read(source, COPY_BYTES):
+            check()
             self.write(data)
 
     def commit(self) -> Written:

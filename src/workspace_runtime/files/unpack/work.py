@@ -1,12 +1,13 @@
 """The work of unpacking one archive: where entries go, the limits, and what became of each entry."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.files.stopping import IsStopped, check
 from workspace_runtime.files.temporary import is_temporary
 from workspace_runtime.paths import parse, refusal
 
@@ -15,10 +16,6 @@ RATIO_FROM = 8 * 1024 * 1024
 MAX_PATH = 4095
 # All paths and reasons that are returned, together.
 MAX_HELD = 16 * 1024 * 1024
-
-
-class Stopped(Exception):
-    """The unpacking was told to stop before the end."""
 
 
 class Writer(Protocol):
@@ -92,7 +89,7 @@ class Work:
     name: str
     sink: Sink
     limits: Limits
-    stopped: Callable[[], bool]
+    stopped: IsStopped
     extracted: list[Extracted] = field(default_factory=list)
     consumed: int = 0
     _produced: int = 0
@@ -111,8 +108,7 @@ class Work:
 
     def came_out(self, count: int) -> None:
         """Count bytes that were decompressed, of whatever kind."""
-        if self.stopped():
-            raise Stopped
+        check(self.stopped)
         self._produced += count
         if self._produced > max(RATIO_FROM, self.limits.max_ratio * self.consumed):
             raise self.too_large(f"it unpacks to more than {self.limits.max_ratio} times its size")
@@ -149,8 +145,7 @@ class Work:
             self._wrote(path, is_folder=member.kind == "folder")
 
     def _count(self, path: bytes) -> None:
-        if self.stopped():
-            raise Stopped
+        check(self.stopped)
         self._entries += 1
         if self._entries > self.limits.max_entries:
             raise self.too_large(f"it has more than {self.limits.max_entries} entries")
