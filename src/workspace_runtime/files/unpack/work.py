@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from workspace_runtime.errors import WorkspaceError
-from workspace_runtime.files.stopping import IsStopped, check
+from workspace_runtime.files.stopping import IsStopped, Stopped, check
 from workspace_runtime.files.temporary import is_temporary
 from workspace_runtime.paths import parse, refusal
 
@@ -135,7 +135,7 @@ class Work:
                 with self.sink.file(path, member.executable) as target:
                     for piece in member.pieces:
                         target.write(piece)
-        except ArchiveError:
+        except (ArchiveError, Stopped):
             raise
         except WorkspaceError as fault:
             self._sink_failed(path, fault)
