@@ -27,6 +27,7 @@ from .errors import WorkspaceError
 logger = logging.getLogger(__name__)
 
 MAX_LINKS = 40
+MAX_PATH = 4095  # bytes that the kernel takes at once
 
 _SYS_OPENAT2 = 437  # the same number on every architecture
 _RESOLVE_NO_MAGICLINKS = 0x02
@@ -80,11 +81,13 @@ def parse(raw: bytes) -> bytes:
     Raises `WorkspaceError` (`path_invalid`) for an absolute path, a NUL, and an empty, `.` or `..` segment.
     """
     path = raw.removesuffix(b"/")
-    if not path or b"\0" in path or not _SEGMENTS.isdisjoint(path.split(b"/")):
+    if not path or b"\0" in path or len(path) > MAX_PATH or not _SEGMENTS.isdisjoint(path.split(b"/")):
         if raw.startswith(b"/"):
             detail = "must be relative to the workspace root"
         elif b"\0" in path:
             detail = "holds a NUL byte"
+        elif len(path) > MAX_PATH:
+            raise WorkspaceError("path_invalid", f"A path may have {MAX_PATH} bytes at most.")
         elif not raw:
             detail = "is empty; name something below the workspace root"
         else:
@@ -303,7 +306,7 @@ class WorkspaceRoot:
         above, _, name = path.rpartition(b"/")
         folder = self._make_folders(above) if make else self._hold_folder(above)
         try:
-            real = self._real(folder, above)
+            real = self.real(folder, above)
             place = Place(folder, name, real + b"/" + name if real else name)
             status = place.status() if follow else None
             if status is None or not stat.S_ISLNK(status.st_mode):
@@ -314,11 +317,11 @@ class WorkspaceRoot:
         with contextlib.ExitStack() as stack:
             try:
                 place = stack.enter_context(self._walk(path, follow=True))
-                dangling = place.status() is None
+                missing = place.status() is None
             except FileNotFoundError:
-                dangling = True
-            if dangling:
-                raise _dangling(path)
+                missing = True
+            if missing:
+                raise dangling(path)
             yield place
 
     def _hold_folder(self, path: bytes) -> int:
@@ -350,10 +353,10 @@ class WorkspaceRoot:
             try:
                 held = self._hold_folder(path)
             except FileNotFoundError:
-                raise _dangling(path) from None
+                raise dangling(path) from None
         return held
 
-    def _real(self, folder: int, path: bytes) -> bytes:
+    def real(self, folder: int, path: bytes) -> bytes:
         """The path of an open folder with all links followed, as far as the kernel tells; else the path itself."""
         try:
             real = os.readlink(b"/proc/self/fd/%d" % folder)
@@ -449,7 +452,8 @@ class WorkspaceRoot:
 _SKIPPED = frozenset({b"", b"."})
 
 
-def _dangling(path: bytes) -> WorkspaceError:
+def dangling(path: bytes) -> WorkspaceError:
+    """The refusal for a link that leads to nothing, where something was to be made."""
     detail = f"{shown(path)!r} is a link to something that does not exist."
     return WorkspaceError("link_dangling", detail, path=shown(path))
 
@@ -470,12 +474,12 @@ def reopen(held: int, path: bytes) -> tuple[int, os.stat_result]:
 def open_held(held: int) -> int:
     """A descriptor for reading of the regular file that `hold` gave. Raises `OSError`."""
     if _O_PATH:
-        return os.open(b"%d" % held, _READ, dir_fd=_own_descriptors())
+        return os.open(b"%d" % held, _READ, dir_fd=own_descriptors())
     return os.dup(held)
 
 
 @functools.cache
-def _own_descriptors() -> int:
+def own_descriptors() -> int:
     """The folder of this process's descriptors, held open: a third quicker than by its path."""
     return os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 

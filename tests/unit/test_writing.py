@@ -45,6 +45,22 @@ def put(writer: Writer, path: bytes, content: bytes = b"x", *, if_match: str | N
         new.close()
 
 
+@pytest.fixture
+def names_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a file system that knows no files without names."""
+    monkeypatch.delattr(os, "O_TMPFILE")
+
+
+def test_a_file_on_its_way_has_no_name(root: WorkspaceRoot, writer: Writer) -> None:
+    (root.path / "f").write_text("old")
+    for path in (b"f", b"g", b"not/there/yet"):
+        new = writer.begin(path)
+        new.write(b"half")
+        assert os.listdir(root.path) == ["f"]
+        new.close()
+
+
+@pytest.mark.usefixtures("names_only")
 def test_what_a_crash_left_is_removed_and_nothing_else(root: WorkspaceRoot, writer: Writer, tmp_path: Path) -> None:
     (root.path / "f").write_text("old")
     (root.path / "a/b").mkdir(parents=True)
@@ -65,9 +81,19 @@ def test_what_a_crash_left_is_removed_and_nothing_else(root: WorkspaceRoot, writ
     assert again.clean(root) == 0
 
 
+@pytest.mark.usefixtures("names_only")
+def test_names_do_the_same(root: WorkspaceRoot, writer: Writer) -> None:
+    assert put(writer, b"a/f", b"1").result == "created"
+    assert put(writer, b"a/f", b"2").result == "replaced"
+    new = writer.begin(b"a/f", on_conflict="rename")
+    assert new.commit().path == b"a/f (1)"
+    new.close()
+    assert sorted(os.listdir(root.path / "a")) == ["f", "f (1)"] and (root.path / "a/f").read_bytes() == b"2"
+
+
 def test_the_journal_does_not_grow(writer: Writer, tmp_path: Path) -> None:
     for number in range(50):
-        put(writer, b"f%d" % number)
+        put(writer, b"f%d" % (number % 5))
     assert (tmp_path / "journal").stat().st_size == 0
 
 
@@ -160,3 +186,32 @@ def test_an_etag_follows_what_is_there(root: WorkspaceRoot, writer: Writer) -> N
 )  # fmt: skip
 def test_numbered_names(path: bytes, expected: bytes) -> None:
     assert numbered(path, 1) == expected
+
+
+def test_two_names_of_one_file_become_one(root: WorkspaceRoot, writer: Writer) -> None:
+    put(writer, b"one", b"1")
+    os.link(root.path / "one", root.path / "two")
+    assert move(root, b"one", b"two", overwrite=True)
+    assert os.listdir(root.path) == ["two"]
+    assert not move(root, b"two", b"two")
+
+
+def test_into_itself_by_a_link(root: WorkspaceRoot, writer: Writer) -> None:
+    put(writer, b"a/f")
+    os.symlink("a", root.path / "L")
+    for act in (
+        lambda: copy(writer, b"a", b"L/x"),
+        lambda: move(root, b"a", b"L/new/x"),
+        lambda: copy(writer, b"a", b"a/x/y"),
+    ):
+        with pytest.raises(WorkspaceError) as refused:
+            act()
+        assert refused.value.code == "into_itself"
+    assert sorted(str(path.relative_to(root.path)) for path in root.path.rglob("*")) == ["L", "a", "a/f"]
+
+
+def test_a_link_replaces_a_file_in_one_step(root: WorkspaceRoot, writer: Writer) -> None:
+    put(writer, b"f", b"old")
+    os.symlink("elsewhere", root.path / "link")
+    assert copy(writer, b"link", b"f", overwrite=True)
+    assert os.readlink(root.path / "f") == "elsewhere" and sorted(os.listdir(root.path)) == ["f", "link"]

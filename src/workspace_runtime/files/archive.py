@@ -95,7 +95,7 @@ class _Entry:
             except OSError as fault:
                 raise refusal(fault, self.name) from fault
             if not data:
-                raise WorkspaceError("file_failed", f"{shown(self.name)!r} became shorter while it was packed.")
+                raise WorkspaceError("file_busy", f"{shown(self.name)!r} became shorter while it was packed.")
             left -= len(data)
             yield data
 
@@ -178,7 +178,7 @@ def _open_above(folder: int, above: _Level) -> int:
     status = os.fstat(found)
     if (status.st_dev, status.st_ino) != above.identity:
         os.close(found)
-        raise WorkspaceError("file_failed", f"A folder in {shown(above.name)!r} was moved while it was packed.")
+        raise WorkspaceError("file_busy", f"A folder in {shown(above.name)!r} was moved while it was packed.")
     return found
 
 

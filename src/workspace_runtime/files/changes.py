@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 
 from workspace_runtime.errors import WorkspaceError
-from workspace_runtime.paths import Place, WorkspaceRoot, etag_of, kind_of, refusal, shown
+from workspace_runtime.paths import Place, WorkspaceRoot, dangling, etag_of, kind_of, refusal, shown
 
 from .conditions import NO_CONDITIONS, Conditions
 from .stopping import IsStopped, check, never
@@ -41,7 +41,10 @@ def make_folder(root: WorkspaceRoot, path: bytes) -> bool:
         try:
             os.mkdir(place.name, dir_fd=place.folder)
         except FileExistsError:
-            held = root.hold(path)
+            try:
+                held = root.hold(path)
+            except FileNotFoundError:
+                raise dangling(path) from None
             try:
                 if stat.S_ISDIR(os.fstat(held).st_mode):
                     return False
@@ -135,14 +138,20 @@ def move(root: WorkspaceRoot, source: bytes, target: bytes, *, overwrite: bool =
     Raises `WorkspaceError`: `file_not_found`, `file_exists`, `is_directory`, `not_a_directory`, `directory_not_empty`,
     `into_itself`, …
     """
-    _check_apart(source, target)
     with _refusing(source), root.place(source) as start:
         moved = status_of(start)
+        with _refusing(target):
+            _check_apart(root, start, source, target)
         with _refusing(target, making=True), root.place(target, make=True) as end:
             old = end.status()
-            if old is not None and (old.st_dev, old.st_ino) == (moved.st_dev, moved.st_ino) and start.path == end.path:
+            if old is not None and start.path == end.path:
                 return False
             _check_replaced(moved, old, target, overwrite=overwrite)
+            if old is not None and (old.st_dev, old.st_ino) == (moved.st_dev, moved.st_ino) and moved.st_nlink > 1:
+                # two names of one file: to rename them does nothing (rename(2))
+                os.unlink(start.name, dir_fd=start.folder)
+                flush_folder(start.folder)
+                return True
             try:
                 rename(start, end, exclusive=not overwrite)
             except OSError as fault:
@@ -192,9 +201,10 @@ def copy(writer: Writer, source: bytes, target: bytes, *, overwrite: bool = Fals
     devices and sockets are refused. Raises `WorkspaceError` as `move`, and `not_a_file`.
     """
     root = writer.root
-    _check_apart(source, target)
     with _refusing(source), root.place(source) as start:
         status = status_of(start)
+        with _refusing(target):
+            _check_apart(root, start, source, target)
     with _refusing(target, making=True):
         try:
             with root.place(target) as end:
@@ -245,7 +255,11 @@ def _copy_tree(writer: Writer, source: bytes, target: bytes, stopped: IsStopped)
         finally:
             os.close(folder)
         with _refusing(there), root.place(there) as place:
-            os.chmod(f"/proc/self/fd/{place.folder}/".encode() + place.name, mode | 0o700)
+            made = os.open(place.name, _DIRECTORY, dir_fd=place.folder)
+            try:
+                os.fchmod(made, mode | 0o700)
+            finally:
+                os.close(made)
 
 
 def _copy_one(
@@ -256,11 +270,8 @@ def _copy_one(
     if stat.S_ISLNK(status.st_mode):
         with _refusing(source), root.place(source) as start:
             leads_to = os.readlink(start.name, dir_fd=start.folder)
-        with _refusing(target, making=True), root.place(target, make=True) as end:
-            if overwrite and end.status() is not None:
-                os.unlink(end.name, dir_fd=end.folder)
-            os.symlink(leads_to, end.name, dir_fd=end.folder)
-            flush_folder(end.folder)
+        with _refusing(target, making=True):
+            writer.link(target, leads_to, overwrite=overwrite)
         return
     if not stat.S_ISREG(status.st_mode):
         raise WorkspaceError(
@@ -287,9 +298,23 @@ def _copy_one(
         os.close(opened)
 
 
-def _check_apart(source: bytes, target: bytes) -> None:
-    if target.startswith(source + b"/"):
-        raise _into_itself(source)
+def _check_apart(root: WorkspaceRoot, start: Place, source: bytes, target: bytes) -> None:
+    """Raise `into_itself` where the target, all links followed, is the source or lies in it."""
+    above, rest = target, b""
+    while True:
+        above, _, name = above.rpartition(b"/")
+        rest = _join(name, rest)
+        try:
+            held = root.hold(above)
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # to be made, or told as missing later
+        try:
+            real = _join(root.real(held, above), rest)
+        finally:
+            os.close(held)
+        if real.startswith(start.path + b"/"):
+            raise _into_itself(source)
+        return
 
 
 def _into_itself(source: bytes) -> WorkspaceError:

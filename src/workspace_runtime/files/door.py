@@ -97,7 +97,7 @@ class FileDoor:
         path = parse(unquote_to_bytes(target))
         if method in ("GET", "HEAD"):
             if wants_json(query):
-                return await self._read_json(path, more, send, head=method == "HEAD")
+                return await self._read_json(scope, path, more, send, head=method == "HEAD")
             return await self._read(scope, path, more, receive, send, head=method == "HEAD")
         if method == "PUT":
             return await self._write(scope, path, query, more, receive, send)
@@ -134,10 +134,9 @@ class FileDoor:
                 asked = headers_of(scope)
                 code = read_status(asked, etag, modified)
                 if code == 412:
-                    raise WorkspaceError("precondition_failed", f"{shown(path)!r} has changed.", etag=etag)
+                    raise _changed(path, etag)
                 if code == 304:
-                    await send({"type": "http.response.start", "status": 304, "headers": headers})
-                    await send({"type": "http.response.body", "body": b""})
+                    await _not_modified(send, headers)
                     return 304
                 part = byte_range(asked, size, etag, modified)
                 if part is not None:
@@ -213,12 +212,20 @@ class FileDoor:
                     raise
         return await self._files.short(os.pread, opened, size, start)
 
-    async def _read_json(self, path: bytes, more: Headers, send: Send, *, head: bool) -> int:
-        body, etag = await self._files.short(self._json_of, path)
-        await _answer(send, 200, body, [*more, (b"etag", etag.encode()), (b"cache-control", b"no-cache")], head=head)
+    async def _read_json(self, scope: Scope, path: bytes, more: Headers, send: Send, *, head: bool) -> int:
+        body, status = await self._files.short(self._json_of, path)
+        etag = etag_of(status)
+        headers = [*more, (b"etag", etag.encode()), (b"cache-control", b"no-cache")]
+        code = read_status(headers_of(scope), etag, int(status.st_mtime))
+        if code == 412:
+            raise _changed(path, etag)
+        if code == 304:
+            await _not_modified(send, headers)
+            return 304
+        await _answer(send, 200, body, headers, head=head)
         return 200
 
-    def _json_of(self, path: bytes) -> tuple[bytes, str]:
+    def _json_of(self, path: bytes) -> tuple[bytes, os.stat_result]:
         opened, status = self._open(path)
         try:
             if status.st_size > self._files.max_body_bytes:
@@ -234,7 +241,7 @@ class FileDoor:
             content, encoding = base64.b64encode(data).decode(), "base64"
         told = _told(path, status.st_size, etag_of(status), stat.S_IMODE(status.st_mode))
         told |= {"modified_at": timestamp(status.st_mtime_ns), "content": content, "encoding": encoding}
-        return orjson.dumps(told, option=orjson.OPT_UTC_Z), etag_of(status)
+        return orjson.dumps(told, option=orjson.OPT_UTC_Z), status
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -375,6 +382,15 @@ def _read_part(opened: int, start: int, end: int, path: bytes) -> bytes:
         pieces.append(piece)
         start += len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _changed(path: bytes, etag: str) -> WorkspaceError:
+    return WorkspaceError("precondition_failed", f"{shown(path)!r} has changed.", path=shown(path), etag=etag)
+
+
+async def _not_modified(send: Send, headers: Headers) -> None:
+    await send({"type": "http.response.start", "status": 304, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _answer(send: Send, status: int, body: bytes, headers: Headers, *, head: bool = False) -> None:

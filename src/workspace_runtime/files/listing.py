@@ -18,7 +18,7 @@ from typing import Any, Literal
 import orjson
 
 from workspace_runtime.errors import WorkspaceError
-from workspace_runtime.paths import WorkspaceRoot, as_text, path_bytes, refusal, shown
+from workspace_runtime.paths import MAX_PATH, WorkspaceRoot, as_text, path_bytes, refusal, shown
 
 from .ignored import Rules, root_rules
 from .temporary import is_temporary
@@ -57,7 +57,10 @@ def list_folder(root: WorkspaceRoot, wanted: Listing) -> Page:
     except OSError as fault:
         raise refusal(fault, wanted.path) from None
     try:
-        rules = None if wanted.ignored else _rules_of(root, wanted.path)
+        try:
+            rules = None if wanted.ignored else _rules_of(root, wanted.path)
+        except OSError as fault:
+            raise refusal(fault, wanted.path) from None
         if wanted.depth == 1:
             return _flat(folder, rules, wanted)
         return _tree(root, folder, rules, wanted)
@@ -210,9 +213,14 @@ def _tree(root: WorkspaceRoot, folder: int, rules: Rules | None, wanted: Listing
     while todo:
         spot, inside = todo.pop()
         path = b"/".join((*filter(None, (wanted.path,)), *(os.fsencode(name) for _, name in spot)))
+        if len(path) > MAX_PATH:
+            continue  # nobody could name it
         if spot > after:
             if len(items) == wanted.limit:
-                return Page(items, _encode_cursor([wanted.order, *([below, _pack(name)] for below, name in last)]))
+                # all names on the way but the last are directories'
+                return Page(
+                    items, _encode_cursor([wanted.order, last[-1][0], _pack("/".join(name for _, name in last))])
+                )
             try:
                 with root.place(path) as place:
                     status = os.stat(place.name, dir_fd=place.folder, follow_symlinks=False)
@@ -253,11 +261,12 @@ def _tree_cursor(wanted: Listing) -> _Spot:
     match _decode_cursor(wanted.cursor):
         case None:
             return ()
-        case [str(order), *parts] if order == wanted.order and parts:
+        case [str(order), bool(below), str(packed)] if order == wanted.order:
             try:
-                return tuple((bool(below), _unpack(name)) for below, name in parts)
-            except (ValueError, TypeError):
+                *above, name = _unpack(packed).split("/")
+            except ValueError:
                 raise _bad_cursor() from None
+            return (*((False, part) for part in above), (below, name))
         case _:
             raise _bad_cursor()
 

@@ -80,7 +80,13 @@ def _list(files: Files, wanted: Listing) -> bytes:
     return orjson.dumps(body, option=orjson.OPT_UTC_Z)
 
 
-@router.post("/files/mkdir", status_code=201, response_model=schemas.FolderView, summary="Make a folder")
+@router.post(
+    "/files/mkdir",
+    status_code=201,
+    response_model=schemas.FolderView,
+    responses={200: {"model": schemas.FolderView, "description": "It is there already."}},
+    summary="Make a folder",
+)
 async def make_directory(request: Request, body: schemas.FolderBody) -> Response:
     """Make a folder and those on the way to it. 200 where it is there already."""
     path = body.wanted()
@@ -96,7 +102,13 @@ async def move_file(request: Request, body: schemas.MoveBody) -> Response:
     return raw(orjson.dumps({"path": shown(target), "replaced": replaced}))
 
 
-@router.post("/files/copy", status_code=201, response_model=schemas.MoveView, summary="Copy")
+@router.post(
+    "/files/copy",
+    status_code=201,
+    response_model=schemas.MoveView,
+    responses={200: {"model": schemas.MoveView, "description": "It replaced a file."}},
+    summary="Copy",
+)
 async def copy_file(request: Request, body: schemas.MoveBody) -> Response:
     """Copy a file, a link (as a link), or a folder with all in it. 200 where a file was replaced."""
     source, target = body.wanted()

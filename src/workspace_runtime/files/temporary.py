@@ -2,7 +2,7 @@
 
 A new content is written beside the file it will replace, under a name of our own, and renamed. Before such a name is made, its
 path is noted in a journal of the state folder; a start that finds notes removes what still has one of these names. Nothing else
-is ever removed: the name must be of our form, be in the journal, and be a regular file or a folder of uploads.
+is ever removed: the name must be of our form, be in the journal, and be a regular file or a link.
 """
 
 import contextlib
@@ -64,7 +64,7 @@ class Temporaries:
                 continue
             with contextlib.suppress(OSError, WorkspaceError), root.place(path) as place:
                 status = place.status()
-                if status is not None and stat.S_ISREG(status.st_mode):
+                if status is not None and (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
                     os.unlink(place.name, dir_fd=place.folder)
                     removed += 1
         with contextlib.suppress(OSError):

@@ -1,7 +1,9 @@
 """A new content for a file, so that every reader sees the old or the new one whole, whatever happens.
 
-The content is written beside the file under a name of our own, flushed to the disk, and renamed over it; then the folder is
-flushed. A crash at any instant leaves the old file, and at most a name that the next start removes. Conditions (`If-Match`) are
+The content is written into a file without a name on the same disk, flushed, and then named: a new file at once, one that replaces
+another under a name of our own for the instant before it is renamed over the old one; then the folder is flushed. A crash leaves the
+old file, and at most such a name, which the next start removes. (Where the file system knows no files without names, it has
+that name from the beginning.) Conditions (`If-Match`) are
 looked at again right before the rename, under one lock: of many writers with the same condition exactly one wins.
 
 What the old file had is kept: its mode, owner and extended attributes. A link inside the workspace is followed, and stays. A
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from workspace_runtime.errors import WorkspaceError
-from workspace_runtime.paths import Place, WorkspaceRoot, etag_of, kind_of, refusal, shown
+from workspace_runtime.paths import Place, WorkspaceRoot, etag_of, kind_of, own_descriptors, refusal, shown
 
 from .conditions import NO_CONDITIONS, Conditions
 from .temporary import Temporaries
@@ -28,6 +30,7 @@ OnConflict = Literal["overwrite", "rename", "reject"]
 Result = Literal["created", "replaced", "renamed"]
 MAX_RENAMES = 1000
 COPY_BYTES = 1024 * 1024
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 # Copied to the new file; what belongs to the content's old identity (capabilities) is not.
 _KEPT_ATTRIBUTES = ("user.", "system.posix_acl")
 
@@ -84,6 +87,25 @@ class Writer:
         finally:
             replacement.close()
 
+    def link(self, path: bytes, leads_to: bytes, *, overwrite: bool) -> None:
+        """Make a symbolic link; with `overwrite` it replaces a file or a link in one step. Raises `OSError`."""
+        with self.root.place(path, make=True) as place:
+            if not overwrite or place.status() is None:
+                os.symlink(leads_to, place.name, dir_fd=place.folder)
+            else:
+                folder = place.path.rpartition(b"/")[0]
+                name = self._temporaries.begin(folder)
+                try:
+                    os.symlink(leads_to, name, dir_fd=place.folder)
+                    os.rename(name, place.name, src_dir_fd=place.folder, dst_dir_fd=place.folder)
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        os.unlink(name, dir_fd=place.folder)
+                    raise
+                finally:
+                    self._temporaries.end(folder, name)
+            flush_folder(place.folder)
+
     def _look(
         self, path: bytes, conditions: Conditions, on_conflict: OnConflict
     ) -> tuple[Place, os.stat_result | None]:
@@ -91,7 +113,7 @@ class Writer:
         above = path
         while True:
             try:
-                with self.root.place(above, follow=above == path) as place:
+                with self.root.place(above, follow=above == path and on_conflict == "overwrite") as place:
                     old = place.status() if above == path else None
                     if above == path:
                         check_target(place, old, path, conditions, on_conflict)
@@ -121,13 +143,13 @@ def check_target(
         return
     if on_conflict == "rename":
         return
+    if on_conflict == "reject":
+        raise WorkspaceError("file_exists", f"{name!r}: There is one of this name.", path=name)
     if stat.S_ISDIR(old.st_mode):
         raise WorkspaceError("is_directory", f"{name!r} is a directory.", path=name)
     if not stat.S_ISREG(old.st_mode):
         raise WorkspaceError("not_a_file", f"{name!r} is {kind_of(old.st_mode)}, no file.", path=name)
     conditions.check(etag_of(old), name)
-    if on_conflict == "reject":
-        raise WorkspaceError("file_exists", f"{name!r}: There is one of this name.", path=name)
     if not os.access(place.name, os.W_OK, dir_fd=place.folder, effective_ids=True, follow_symlinks=False):
         raise WorkspaceError("permission_denied", f"{name!r} may not be written.", path=name)
 
@@ -156,15 +178,23 @@ class Replacement:
         self._name = b""
         self._file = -1
         self._size = 0
+        # what will replace a file is private until it has that one's mode; a new one gets what the umask leaves
+        start = 0o600 if old is not None or mode is not None else 0o777 if executable else 0o666
         try:
-            self._name = writer._temporaries.begin(folder.path)
-            # what will replace a file is private until it has that one's mode; a new one gets what the umask leaves
-            start = 0o600 if old is not None or mode is not None else 0o777 if executable else 0o666
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._file = os.open(self._name, flags, start, dir_fd=folder.folder)
+            self._file = self._open(start)
         except OSError as fault:
             self.close()
             raise refusal(fault, path, making=True) from None
+
+    def _open(self, mode: int) -> int:
+        folder = self._folder.folder
+        with contextlib.suppress(AttributeError, OSError):  # not on this system, or not on this disk
+            own_descriptors()
+            return os.open(".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=folder)
+        self._name = self._writer._temporaries.begin(self._folder.path)
+        return os.open(
+            self._name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=folder
+        )
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append. Raises `WorkspaceError`: `disk_full`, `file_failed`."""
@@ -226,6 +256,8 @@ class Replacement:
                         check_target(place, place.status(), wanted, self._conditions, on_conflict)
                         self._rename(place, exclusive=False)
                         result = "replaced"
+                if old is not None or self._mode is not None:
+                    os.fsync(self._file)  # what it inherited
                 status = os.fstat(self._file)
                 self._flush_folders(place)
                 return Written(wanted, status.st_size, etag_of(status), result, stat.S_IMODE(status.st_mode))
@@ -259,27 +291,36 @@ class Replacement:
                     os.setxattr(self._file, name, os.getxattr(source, name, follow_symlinks=False))
 
     def _rename(self, place: Place, *, exclusive: bool) -> None:
-        """Rename onto the place. `exclusive`: raises `FileExistsError` where there is something."""
-        source = {"src_dir_fd": self._folder.folder, "dst_dir_fd": place.folder}
+        """Give it the place's name. `exclusive`: raises `FileExistsError` where there is something."""
         if os.fstat(place.folder).st_dev != os.fstat(self._folder.folder).st_dev:
             # only where a folder on the way was exchanged since the beginning
             raise WorkspaceError("file_busy", f"{shown(self._path)!r}: A folder on the way has changed. Try again.")
         if exclusive:
             try:
-                os.link(self._name, place.name, follow_symlinks=False, **source)
+                self._link(place.folder, place.name)
             except FileExistsError:
                 raise
             except OSError as fault:
                 # a file system without hard links: between this look and the rename somebody may still come
-                if fault.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
+                if not self._name or fault.errno not in _NO_LINKS:
                     raise
                 if place.status() is not None:
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
             else:
                 self._forget()
                 return
-        os.rename(self._name, place.name, **source)
+        if not self._name:
+            self._name = self._writer._temporaries.begin(self._folder.path)
+            self._link(self._folder.folder, self._name)
+        os.rename(self._name, place.name, src_dir_fd=self._folder.folder, dst_dir_fd=place.folder)
         self._noted_no_more()
+
+    def _link(self, folder: int, name: bytes) -> None:
+        """Give the file one more name. Raises `OSError`: `FileExistsError`, …"""
+        if self._name and self._name != name:
+            os.link(self._name, name, src_dir_fd=self._folder.folder, dst_dir_fd=folder, follow_symlinks=False)
+        else:
+            os.link(b"%d" % self._file, name, src_dir_fd=own_descriptors(), dst_dir_fd=folder, follow_symlinks=True)
 
     def _flush_folders(self, place: Place) -> None:
         """Make the new name durable, and those of folders that were made for it."""
@@ -296,7 +337,9 @@ class Replacement:
                     os.close(opened)
 
     def _forget(self) -> None:
-        """Remove our own name."""
+        """Remove our own name, if it has one."""
+        if not self._name:
+            return
         with contextlib.suppress(OSError):
             os.unlink(self._name, dir_fd=self._folder.folder)
         self._noted_no_more()
