@@ -192,6 +192,8 @@ class WorkspaceRoot:
         self.path = root.resolve()
         self._bytes = os.fsencode(self.path)
         self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with contextlib.suppress(OSError):  # no /proc here
+            own_descriptors()
         # whether the kernel keeps paths inside, and not our walk
         self.kernel = not walk_only and bool(_O_PATH) and self._can_openat2()
         # the device on which a look that does not wait is possible, or None

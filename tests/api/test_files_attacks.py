@@ -785,8 +785,9 @@ def test_clients_that_leave_in_the_middle_of_an_upload(arena: Arena) -> None:
         for _ in range(10):
             client = clients.enter_context(socket.create_connection(("127.0.0.1", arena.port)))
             client.sendall(head + part(b'filename="f"', b"new" * 700_000)[:-2])
-        eventually(lambda: len(rubbish(arena).splitlines()) == 10)
-    eventually(lambda: not rubbish(arena))
+        eventually(lambda: arena.server.on_their_way() == 10)
+    eventually(lambda: not arena.server.on_their_way())
+    assert not rubbish(arena)
     assert (arena.root / "f").read_bytes() == b"old"
 
 

@@ -387,18 +387,16 @@ class Machine(RuleBasedStateMachine):
         to = self.path(to)
         answer = self.post("move", **self.named("from", source), **self.named("to", to), overwrite=overwrite)
         try:
-            if to.startswith(source + b"/"):
-                raise Refused("into_itself")
             start = self.model.existing(source, follow=False)
             moved = self.model.get(start)
+            if to.startswith(source + b"/") and not isinstance(moved, Link):
+                raise Refused("into_itself")
             place, made = self.model.target(to, follow=False)
             old = self.model.get(place)
             if place == start:
                 assert (answer.status, answer.json["replaced"]) == (200, False)
                 return
             self.replaced(moved, old, overwrite=overwrite)
-            if moved is FOLDER and place.startswith(start + b"/"):
-                raise Refused("into_itself")
             if old is FOLDER and self.model.children(place):
                 raise Refused("directory_not_empty")
         except Refused as fault:
@@ -417,15 +415,15 @@ class Machine(RuleBasedStateMachine):
         to = self.path(to)
         answer = self.post("copy", **self.named("from", source), **self.named("to", to), overwrite=overwrite)
         try:
-            if to.startswith(source + b"/"):
-                raise Refused("into_itself")
             start = self.model.existing(source, follow=False)
             copied = self.model.get(start)
+            if to.startswith(source + b"/") and not isinstance(copied, Link):
+                raise Refused("into_itself")
             place, made = self.model.target(to, follow=False)
             old = self.model.get(place)
-            self.replaced(copied, old, overwrite=overwrite)
-            if copied is FOLDER and place.startswith(start + b"/"):
+            if place.startswith(start + b"/"):
                 raise Refused("into_itself")
+            self.replaced(copied, old, overwrite=overwrite)
             if copied is FOLDER and old is FOLDER:
                 raise Refused("file_exists")
             if isinstance(copied, bytes) and isinstance(old, Link):

@@ -39,8 +39,8 @@ def is_whole(data: bytes) -> bool:
     return len(data) == SIZE and data == data[:8] * (SIZE // 8)
 
 
-def while_killed(server: ServerProcess, work: Callable[[int], object], seconds: float) -> None:
-    """Four threads work until the server is killed under them."""
+def while_killed(server: ServerProcess, work: Callable[[int], object], seconds: float) -> int:
+    """Four threads work until the server is killed under them; how many files were on their way then."""
     stop = threading.Event()
 
     def client(number: int) -> None:
@@ -54,10 +54,12 @@ def while_killed(server: ServerProcess, work: Callable[[int], object], seconds: 
     for thread in threads:
         thread.start()
     time.sleep(seconds)  # the instant is at random on purpose
+    written = server.on_their_way()
     server.kill_server()
     stop.set()
     for thread in threads:
         thread.join()
+    return written
 
 
 def quietly(*asked: object) -> Answer | None:
@@ -104,13 +106,12 @@ def test_a_server_that_is_killed_leaves_every_file_old_or_new(tmp_path: Path) ->
             body, headers = multipart((b"in/a.zip", packed[mine % 3 + 1]))
             quietly(server.url, "POST", f"{FILES}/upload?extract=true", body, headers)
 
-    left = 0
+    written = 0
     for _ in range(6):
         server.start()
         assert rubbish(server) == []
         answered.clear()
-        while_killed(server, work, dice.uniform(0.05, 0.5))
-        left += len(rubbish(server))
+        written += while_killed(server, work, dice.uniform(0.05, 0.5))
         for path in server.workspace.rglob("*"):
             if path.is_file() and not path.name.startswith(".workspace-runtime-"):
                 assert is_whole(path.read_bytes()), path
@@ -119,7 +120,7 @@ def test_a_server_that_is_killed_leaves_every_file_old_or_new(tmp_path: Path) ->
             assert int((server.workspace / name).read_bytes()[:8]) >= number, name
     server.start()
     try:
-        assert left > 0, "it was never killed in the middle of a write"
+        assert written > 0, "it was never killed in the middle of a write"
         assert rubbish(server) == []
         assert ask(server.url, "PUT", f"{FILES}/put0", b"after").status == 200
         assert (tmp_path / "state").is_dir()
@@ -135,7 +136,7 @@ def test_what_stands_in_a_folder_that_was_moved_meanwhile_is_cleaned_too(tmp_pat
             f"PUT {FILES}/folder/file HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000\r\n\r\n".encode()
             + bytes(3_000_000)
         )
-        eventually(lambda: rubbish(server))
+        eventually(server.on_their_way)
         moved = ask(server.url, "POST", f"{FILES}/move", b'{"from": "folder", "to": "elsewhere"}', JSON)
         assert moved.status == 200
         server.kill_server()

@@ -65,7 +65,7 @@ def http_date(seconds: float) -> str:
 def _seconds(text: str) -> int | None:
     try:
         when = email.utils.parsedate_to_datetime(text)
-    except (ValueError, TypeError, IndexError):
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None
     if when.tzinfo is None:
         when = when.replace(tzinfo=datetime.UTC)

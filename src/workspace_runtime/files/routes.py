@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Query, Request, Response
@@ -42,7 +42,14 @@ def _path(request: Request) -> bytes:
     return query_path(query_of(request.scope))
 
 
-@router.get("/files", response_model=schemas.EntryPage, summary="List a folder")
+_ARCHIVES: dict[str, Any] = {
+    kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("application/zip", "application/gzip")
+}
+
+
+@router.get(
+    "/files", response_model=schemas.EntryPage, summary="List a folder", responses={200: {"content": _ARCHIVES}}
+)
 async def list_files(
     request: Request,
     path: Annotated[str, Query(max_length=8192, description="The folder; empty for the root.")] = "",
@@ -59,8 +66,12 @@ async def list_files(
     sort: Literal["name", "-name", "size", "-size", "modified_at", "-modified_at"] = "name",
     limit: Limit = 50,
     cursor: Annotated[str | None, Query(max_length=16384, description="`next_cursor` of the page before.")] = None,
+    archive: Annotated[
+        Literal["zip", "tar.gz"] | None,
+        Query(description="Downloads the folder instead; the door of the files does it."),
+    ] = None,
 ) -> Response:
-    """What a folder holds, directories first. `.git` is never listed. `?archive=zip` or `tar.gz` downloads the folder."""
+    """What a folder holds, directories first. `.git` is never listed."""
     levels = depth or (MAX_DEPTH if recursive else 1)
     wanted = Listing(
         path=_path(request),
@@ -234,7 +245,7 @@ class LineStream(Response):
 
 # --- what door.py answers: here for the documents alone -----------------------------------------------------------------------
 
-_BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+_BYTES = {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
 
 
 def _elsewhere() -> Response:

@@ -28,18 +28,15 @@ class Temporaries:
     """The names in use. Its methods may be called from any thread."""
 
     def __init__(self, journal: Path) -> None:
-        self._path = journal
         self._lock = threading.Lock()
         self._used: set[bytes] = set()
-        self._file: int | None = None
+        self._file = os.open(journal, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def begin(self, folder: bytes) -> bytes:
         """A new name for a file in `folder` (a path from the root), noted in the journal."""
         name = b".workspace-runtime-%b.tmp" % secrets.token_hex(8).encode()
         path = folder + b"/" + name if folder else name
         with self._lock:
-            if self._file is None:
-                self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             os.write(self._file, path + b"\0")
             self._used.add(path)
         return name
@@ -48,16 +45,15 @@ class Temporaries:
         """The file has its own name now, or is gone."""
         with self._lock:
             self._used.discard(folder + b"/" + name if folder else name)
-            if not self._used and self._file is not None:
+            if not self._used:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._file, 0)
 
     def clean(self, root: WorkspaceRoot) -> int:
         """Remove what a crash left, and forget the notes. Called once, at the start; how many were removed."""
-        try:
-            notes = self._path.read_bytes()
-        except FileNotFoundError:
-            return 0
+        with open(self._file, "rb", closefd=False) as journal:
+            journal.seek(0)
+            notes = journal.read()
         removed = 0
         for path in notes.split(b"\0")[:-1]:  # the last may be half a note, of a file that was not made yet
             if not is_temporary(path.rpartition(b"/")[2]):
@@ -67,13 +63,9 @@ class Temporaries:
                 if status is not None and (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
                     os.unlink(place.name, dir_fd=place.folder)
                     removed += 1
-        with contextlib.suppress(OSError):
-            self._path.unlink()
+        os.ftruncate(self._file, 0)
         return removed
 
     def close(self) -> None:
         """Let go of the journal."""
-        with self._lock:
-            if self._file is not None:
-                os.close(self._file)
-                self._file = None
+        os.close(self._file)

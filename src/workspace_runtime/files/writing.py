@@ -143,10 +143,10 @@ def check_target(
         return
     if on_conflict == "rename":
         return
-    if on_conflict == "reject":
-        raise WorkspaceError("file_exists", f"{name!r}: There is one of this name.", path=name)
     if stat.S_ISDIR(old.st_mode):
         raise WorkspaceError("is_directory", f"{name!r} is a directory.", path=name)
+    if on_conflict == "reject":
+        raise WorkspaceError("file_exists", f"{name!r}: There is one of this name.", path=name)
     if not stat.S_ISREG(old.st_mode):
         raise WorkspaceError("not_a_file", f"{name!r} is {kind_of(old.st_mode)}, no file.", path=name)
     conditions.check(etag_of(old), name)
