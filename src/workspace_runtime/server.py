@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import socket
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -154,6 +155,8 @@ def configure_logging(level: str) -> None:
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", force=True)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    # of patterns in a workspace's .gitignore, which mean the same to git
+    warnings.filterwarnings("ignore", message="Possible .* at position", category=FutureWarning)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each bad upload, in the client's words
 
 
