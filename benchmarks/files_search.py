@@ -143,7 +143,6 @@ def pages() -> bool:
         def taken(**query: object) -> list[float]:
             return [get(process, "files", path="flat", **query)[1] for _ in range(PAGE_ROUNDS)]
 
-        taken(sort="size")  # what the allocator keeps once is not what a page needs
         ok = True
         before = rest_and_rewind(pid)
         cursor = get(process, "files", path="flat", limit=200)[0].json["next_cursor"]

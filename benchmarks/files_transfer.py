@@ -220,11 +220,12 @@ class Side:
 
 def measure(megabytes: int, *sides: Side) -> tuple[list[float], float]:
     """All sides in turns: their throughput, and the growth of the first one's memory at its peak, in MB."""
-    for side in sides:
+    before = rest_and_rewind(sides[0].pid)
+    for side in sides:  # the first warms the caches; what memory it takes counts
         side.once()
         side.wall.clear()
         side.cpu.clear()
-    growth = 0.0
+    growth = peak_mb(sides[0].pid) - before
     for _ in range(ROUNDS):
         for side in sides:
             before = rest_and_rewind(side.pid) if side is sides[0] else 0.0
