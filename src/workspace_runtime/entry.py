@@ -134,39 +134,35 @@ class Entry:
                 session = self._manager.get(path[23:])
                 await _answer(send, status, self._manager.view_bytes(session), more, head=method == "HEAD")
             elif path.startswith(FILES) and (target := self._file_target(scope, path)) is not None:
-                status = await self._serve_file(scope, target, request_id, more, receive, send)
+                scope["root_path"] = self._root
+                status = await self._files(scope, target, more, receive, send)
             else:
                 status = await self._forward(
                     scope, path.rstrip("/") if path == FILES + "/" else path, request_id, more, receive, send
                 )
         except CutError:
-            status = 499  # for the log alone: nobody is there to be answered, or the answer has begun
+            status = 499  # for the log alone: nobody is there to be answered, or the answer has begun, and is cut
         except WorkspaceError as fault:
             status = fault.status
             await self._refuse(fault, request_id, more, send, head=method == "HEAD")
+        except Exception:  # the edge: nothing was sent yet, or whoever had begun would have said that it is cut
+            status = 500
+            logger.exception("request %s: %s failed", request_id.decode(), path)
+            unknown = WorkspaceError("internal_error", "Something went wrong in the server.")
+            await self._refuse(unknown, request_id, more, send, head=method == "HEAD")
         if self._log_access:
             took = (time.monotonic() - started) * 1000
             access_logger.info("%s %s %d %.1f ms %s", method, path, status, took, request_id.decode())
 
-    async def _serve_file(
-        self, scope: Scope, target: bytes, request_id: bytes, more: Headers, receive: Receive, send: Send
-    ) -> int:
-        scope["root_path"] = self._root
-        try:
-            return await self._files(scope, target, more, receive, send)
-        except (WorkspaceError, CutError):
-            raise
-        except Exception:  # the edge: nothing was sent yet, or the door would have said that it is cut
-            logger.exception("request %s: a file could not be served", request_id.decode())
-            raise WorkspaceError("internal_error", "Something went wrong in the server.") from None
-
     def _file_target(self, scope: Scope, path: str) -> bytes | None:
         """What a request to the files names, still encoded; None where the framework answers: lists, and changes of names."""
+        raw: bytes = scope["raw_path"]
         method: str = scope["method"]
+        if method == "GET" and raw.startswith(FILES_PREFIX) and len(raw) > len(FILES_PREFIX):
+            return raw[len(FILES_PREFIX) :]  # the common one
         if path in (FILES, FILES + "/"):
             listed = method in ("GET", "HEAD") and b"archive=" not in scope["query_string"]
             return None if listed or (path == FILES and method not in ("GET", "HEAD")) else b""
-        raw: bytes = scope["raw_path"]
         for prefix in self._files_prefixes:
             if raw.startswith(prefix):
                 target = raw[len(prefix) :]

@@ -57,7 +57,18 @@ def _system_call() -> Any:
     return call
 
 
+def _quick_system_call() -> Any:
+    """For what can't wait: the interpreter's lock is kept, and arguments come ready made."""
+    try:
+        call = ctypes.PyDLL(None).syscall
+    except (OSError, AttributeError):
+        return None
+    call.restype = ctypes.c_long
+    return call
+
+
 _syscall = _system_call()
+_quick_syscall = _quick_system_call()
 _HOW_SIZE = ctypes.sizeof(_OpenHow)
 
 
@@ -73,6 +84,11 @@ _HOW_PATH, _HOW_CACHED, _HOW_FOLDER = (
     _how(_FOLDER),
 )
 _AT_PATH, _AT_CACHED, _AT_FOLDER = (ctypes.addressof(how) for how in (_HOW_PATH, _HOW_CACHED, _HOW_FOLDER))
+_QUICK_OPENAT2, _QUICK_HOW, _QUICK_SIZE = (
+    ctypes.c_long(_SYS_OPENAT2),
+    ctypes.c_void_p(_AT_CACHED),
+    ctypes.c_size_t(_HOW_SIZE),
+)
 
 
 def parse(raw: bytes) -> bytes:
@@ -192,6 +208,7 @@ class WorkspaceRoot:
         self.path = root.resolve()
         self._bytes = os.fsencode(self.path)
         self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._quick_fd = ctypes.c_long(self.fd)
         with contextlib.suppress(OSError):  # no /proc here
             own_descriptors()
         # whether the kernel keeps paths inside, and not our walk
@@ -243,10 +260,10 @@ class WorkspaceRoot:
     def hold_quickly(self, path: bytes) -> int:
         """As `hold`, for the event loop: never waits for a disk. Raises `BlockingIOError` where it would."""
         if self.quick_device is not None and self.kernel:
-            found: int = _syscall(_SYS_OPENAT2, self.fd, path, _AT_CACHED, _HOW_SIZE)
+            found: int = _quick_syscall(_QUICK_OPENAT2, self._quick_fd, path, _QUICK_HOW, _QUICK_SIZE)
             if found >= 0:
                 return found
-        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        raise BlockingIOError
 
     def open_file(self, path: bytes) -> tuple[int, os.stat_result]:
         """A regular file, open for reading, and its status; links are followed. The caller closes it.

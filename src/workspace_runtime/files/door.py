@@ -71,7 +71,10 @@ _FILE_HEADERS: Headers = [
     (b"content-security-policy", _SANDBOX),
 ]
 
-_http_date = functools.lru_cache(maxsize=4096)(http_date)
+
+@functools.lru_cache(maxsize=4096)
+def _last_modified(seconds: int) -> bytes:
+    return http_date(seconds).encode()
 
 
 class FileDoor:
@@ -87,6 +90,8 @@ class FileDoor:
         Returns the status. Raises `WorkspaceError` for what is to be answered as a problem; then nothing was sent.
         """
         method: str = scope["method"]
+        if method == "GET" and not scope["query_string"]:  # the common one
+            return await self._read(scope, parse(unquote_to_bytes(target)), more, receive, send, head=False)
         if method == "POST":
             return await self._upload(scope, more, receive, send)
         query = query_of(scope)
@@ -121,14 +126,15 @@ class FileDoor:
         else:
             data = self._read_quickly(opened, status.st_size)
         try:
-            size, etag, modified = status.st_size, etag_of(status), int(status.st_mtime)
+            size, modified = status.st_size, int(status.st_mtime)
+            etag = etag_of(status)
             code, start, end = 200, 0, size
             headers = [
                 *more,
                 *_FILE_HEADERS,
                 (b"content-type", media_type(path)),
                 (b"etag", etag.encode()),
-                (b"last-modified", _http_date(modified).encode()),
+                (b"last-modified", _last_modified(modified)),
             ]
             if not _CONDITIONAL.isdisjoint([name for name, _ in scope["headers"]]):
                 asked = headers_of(scope)

@@ -5,14 +5,15 @@ import functools
 import os
 import stat
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from workspace_runtime.paths import etag_of
 
-BATCH = 1000
-MAX_BATCHES = 32  # that the loop has not taken yet
+BATCH = 200
+MAX_BATCHES = 160  # that the loop has not taken yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class Teller:
         self._changed, self._resync = changed, resync
         self._batch: list[Change] = []
         self._free = threading.Semaphore(MAX_BATCHES)
+        self._handed: deque[Callable[[], None]] = deque()
+        self._goes_on = False  # whether the loop takes the next one by itself
 
     def created(self, path: bytes, status: os.stat_result, moved_from: bytes | None = None) -> None:
         """There is something new."""
@@ -86,10 +89,23 @@ class Teller:
         while not self._free.acquire(timeout=0.1):
             if self.stopped:
                 raise Stopped
-        self.call(self._take, take)
+        self._handed.append(take)
+        self.call(self._take)
 
-    def _take(self, take: Callable[[], None]) -> None:
+    def _take(self) -> None:
+        """Take one batch in each turn of the loop, however many are there, so that it serves others in between."""
+        if not self._goes_on:
+            self._take_one()
+
+    def _take_one(self) -> None:
+        self._goes_on = False
+        if not self._handed:
+            return
+        take = self._handed.popleft()
         self._free.release()
+        if self._handed:
+            self._goes_on = True
+            self.loop.call_soon(self._take_one)
         if not self.stopped:
             take()
 
