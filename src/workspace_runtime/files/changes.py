@@ -141,7 +141,7 @@ def move(root: WorkspaceRoot, source: bytes, target: bytes, *, overwrite: bool =
     with _refusing(source), root.place(source) as start:
         moved = status_of(start)
         with _refusing(target):
-            _check_apart(root, start, source, target)
+            _check_apart(root, start, moved, source, target)
         with _refusing(target, making=True), root.place(target, make=True) as end:
             old = end.status()
             if old is not None and start.path == end.path:
@@ -204,7 +204,7 @@ def copy(writer: Writer, source: bytes, target: bytes, *, overwrite: bool = Fals
     with _refusing(source), root.place(source) as start:
         status = status_of(start)
         with _refusing(target):
-            _check_apart(root, start, source, target)
+            _check_apart(root, start, status, source, target)
     with _refusing(target, making=True):
         try:
             with root.place(target) as end:
@@ -298,8 +298,10 @@ def _copy_one(
         os.close(opened)
 
 
-def _check_apart(root: WorkspaceRoot, start: Place, source: bytes, target: bytes) -> None:
-    """Raise `into_itself` where the target, all links followed, is the source or lies in it."""
+def _check_apart(root: WorkspaceRoot, start: Place, moved: os.stat_result, source: bytes, target: bytes) -> None:
+    """Raise `into_itself` where the target, all links followed, lies in the source."""
+    if stat.S_ISLNK(moved.st_mode):
+        return  # nothing lies in a link
     above, rest = target, b""
     while True:
         above, _, name = above.rpartition(b"/")

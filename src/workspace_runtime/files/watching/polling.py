@@ -14,6 +14,7 @@ from .folders import CLOSED, CONTENT, CREATED, GONE, Folder, Tree, signature
 
 SLICE_S = 0.005
 SHARE = 0.05  # of a core
+ASTRAY_S = 3.0
 
 
 class Poller:
@@ -23,6 +24,7 @@ class Poller:
         self._tree = tree
         self._poll_s = poll_s
         self._todo: list[Folder] = []
+        self._astray: dict[Folder, float] = {}
         self._began = time.monotonic()
         self.due = self._began + poll_s
 
@@ -43,7 +45,18 @@ class Poller:
         if not self._todo:
             self.due = max(self.due, self._began + self._poll_s)
 
+    def _is_astray(self, folder: Folder) -> bool:
+        """Whether a folder has been in the tree no more for a while: another one took its place. A move is over much sooner."""
+        if self._tree.is_kept(folder):
+            self._astray.pop(folder, None)
+            return False
+        now = time.monotonic()
+        return now - self._astray.setdefault(folder, now) > ASTRAY_S and self._astray.pop(folder) is not None
+
     def _look(self, folder: Folder) -> None:
+        if self._is_astray(folder):
+            self._tree.discard(folder)
+            return
         held = self._tree.hold(folder)
         if held is None:
             return  # the folder above will show why
