@@ -396,6 +396,8 @@ class Machine(RuleBasedStateMachine):
             if place == start:
                 assert (answer.status, answer.json["replaced"]) == (200, False)
                 return
+            if place.startswith(start + b"/"):
+                raise Refused("into_itself")
             self.replaced(moved, old, overwrite=overwrite)
             if old is FOLDER and self.model.children(place):
                 raise Refused("directory_not_empty")
