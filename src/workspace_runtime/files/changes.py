@@ -43,7 +43,7 @@ def make_folder(root: WorkspaceRoot, path: bytes) -> bool:
         except FileExistsError:
             try:
                 held = root.hold(path)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 raise dangling(path) from None
             try:
                 if stat.S_ISDIR(os.fstat(held).st_mode):
