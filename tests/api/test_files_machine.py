@@ -716,4 +716,4 @@ def test_the_api_does_what_a_plain_model_does(machine: type[Machine]) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_the_api_does_what_a_plain_model_does_for_long(machine: type[Machine]) -> None:
-    run(machine, 800, 60)
+    run(machine, 500, 60)

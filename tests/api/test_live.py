@@ -268,7 +268,7 @@ def test_the_sse_twin(server: ServerProcess, root: Path) -> None:
             for line in stream.iter_lines():
                 if line.startswith("data: "):
                     found.append(json.loads(line[6:]))
-                    if found[-1]["type"] == "file_changed":
+                    if found[-1].get("path") == f"{root.name}/here":
                         return
 
     thread = threading.Thread(target=listen)
@@ -279,6 +279,7 @@ def test_the_sse_twin(server: ServerProcess, root: Path) -> None:
     thread.join(TIMEOUT_S)
     assert [event["seq"] for event in found] == list(range(1, len(found) + 1))
     assert found[0]["type"] == "system_stats" and found[-1]["path"] == f"{root.name}/here"
+    assert not any(event.get("path") == "elsewhere" for event in found)
     assert ask(server.url, "HEAD", "/api/v1/events").status == 200
 
 

@@ -134,4 +134,4 @@ def test_answers_are_as_the_document_says(
 def test_answers_are_as_the_document_says_for_long(
     server: ConfinedServer, session: requests.Session, mode: GenerationMode
 ) -> None:
-    assert ask_all(server, session, 500, mode) == []
+    assert ask_all(server, session, 150, mode) == []

@@ -474,7 +474,8 @@ async def test_a_sub_agent_in_the_background_is_outside_of_any_turn(tmp_path: Pa
     async with manager_of(tmp_path, agent) as manager:
         session = await manager.create(NewSession("scripted", prompt=say("go")))
         await until(lambda: session.record.turn_count == 1 and session.actor.turn is None)
-        assert manager.view(session)["status"] == "requires_action" and not session.actor.restable
+        await until(lambda: manager.view(session)["status"] == "requires_action")
+        assert not session.actor.restable
         (waiting,) = manager.pending_permissions(session.record.id)
         await manager.answer_permission(session.record.id, waiting["id"], Answer(decision="allow"))
         agent.started[0].say(ToolEnded("t1", "ok"), BlockEnded("text", "inner", parent_tool_use_id="task"))

@@ -168,7 +168,7 @@ class _Work:
             now = time.monotonic()
             if now >= check_at:
                 check_at = now + ROOT_S
-                tree.recent.turn()
+                tree.look_again(tree.recent.turn())
                 if self._is_gone(tree):
                     self._await_root(tree)
                     return

@@ -127,10 +127,12 @@ class Recent:
         wanted = signature(status)
         return any(told.get(folder, _NOTHING).get(name) == wanted for told in (self._now, self._before))
 
-    def turn(self) -> None:
-        """Forget what is old."""
+    def turn(self) -> "dict[Folder, dict[bytes, int]]":
+        """Forget what is old, and give it: what was told of it, to be looked at a last time."""
+        old: dict[Folder, dict[bytes, int]] = {}
         if (self._now or self._before) and time.monotonic() - self._turned > self.KEEP_S:
-            self._before, self._now, self._turned = self._now, {}, time.monotonic()
+            old, self._before, self._now, self._turned = self._before, self._now, {}, time.monotonic()
+        return old
 
 
 _NOTHING: dict[bytes, int] = {}
@@ -335,6 +337,24 @@ class Tree:
             moving.folder.parent = None
             moving.since = time.monotonic()
             self._moving[min([0, *self._moving]) - 1] = moving
+
+    def look_again(self, told: dict[Folder, dict[bytes, int]]) -> None:
+        """Mark what is no longer as it was told some seconds ago: a last look, should a change have slipped through."""
+        for folder, names in told.items():
+            held = self.hold(folder) if self.is_kept(folder) else None
+            if held is None:
+                continue
+            try:
+                for name, seen in names.items():
+                    try:
+                        status = os.stat(name, dir_fd=held, follow_symlinks=False)
+                    except OSError:
+                        self.mark(folder, name, GONE | CONTENT)
+                        continue
+                    if signature(status) != seen and not self.recent.holds(folder, name, status):
+                        self.mark(folder, name, CONTENT | CLOSED)
+            finally:
+                os.close(held)
 
     # --- registering --------------------------------------------------------------------------------------------------
 
