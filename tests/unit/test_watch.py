@@ -455,6 +455,7 @@ os.mkdir(f"{sys.argv[1]}/late")
 """
 
 
+@pytest.mark.timeout(150)
 async def test_an_overflow_ends_in_a_resync(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telling, "MAX_BATCHES", 1)
     for number in range(100):
@@ -462,8 +463,8 @@ async def test_an_overflow_ends_in_a_resync(work: Path, monkeypatch: pytest.Monk
     async with watching(work) as (mirror, watcher):
         # the loop takes nothing meanwhile, so that the thread waits, and the kernel's queue runs full
         subprocess.run([sys.executable, "-c", MANY, work], check=True)
-        await until(lambda: mirror.resyncs)
-        await mirror.settled()
+        await until(lambda: mirror.resyncs, 40)
+        await mirror.settled(40)
         assert set(mirror.resyncs) == {b""}
         await until(lambda: watcher.watched == 3 + 99 + 1)
         mirror.changes.clear()
