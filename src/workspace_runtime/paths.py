@@ -125,13 +125,18 @@ def as_text(path: str | bytes) -> str:
     return shown(os.fsencode(path))
 
 
-def path_bytes(path: bytes) -> str | None:
-    """The percent-encoded path where it is not UTF-8, so that a client can name it; else None."""
+def is_utf8(path: bytes) -> bool:
+    """Whether these bytes are UTF-8."""
     try:
         path.decode()
     except UnicodeDecodeError:
-        return quote(path)
-    return None
+        return False
+    return True
+
+
+def path_bytes(path: bytes) -> str | None:
+    """The percent-encoded path where it is not UTF-8, so that a client can name it; else None."""
+    return None if is_utf8(path) else quote(path)
 
 
 def from_path_bytes(text: str) -> bytes:

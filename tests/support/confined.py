@@ -10,18 +10,14 @@ As a program (`confined.py FOLDER COMMAND...`) this file fences itself in and be
 import contextlib
 import ctypes
 import os
-import queue
-import re
 import resource
 import struct
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from support.server import TIMEOUT_S, ServerProcess
+from support.server import ServerProcess
 
 MEMORY_BYTES = 6 * 1024**3  # of addresses: threads reserve much more than they use
 _CLONE_NEWNS = 0x20000
@@ -52,15 +48,8 @@ class ConfinedServer(ServerProcess):
             stderr=subprocess.STDOUT,
             text=True,
         )
-        said: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, args=(self.process, said), daemon=True).start()
-        deadline = time.monotonic() + TIMEOUT_S
-        while True:
-            line = said.get(timeout=max(0.1, deadline - time.monotonic()))
-            assert line is not None, "the server ended: " + "".join(self.output)
-            if found := re.match(r"at (http://\S+)", line):
-                self.url = found[1]
-                return self
+        self.await_serving(self.process)
+        return self
 
 
 @contextlib.contextmanager

@@ -49,15 +49,20 @@ class ServerProcess:
         self.process = subprocess.Popen(
             command, cwd=self.folder, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+        self.await_serving(self.process)
+        return self
+
+    def await_serving(self, process: "subprocess.Popen[str]") -> None:
+        """Wait until the started process says where it serves."""
         said: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, args=(self.process, said), daemon=True).start()
+        threading.Thread(target=self._read, args=(process, said), daemon=True).start()
         deadline = time.monotonic() + TIMEOUT_S
         while True:
             line = said.get(timeout=max(0.1, deadline - time.monotonic()))
             assert line is not None, "the server ended: " + "".join(self.output)
             if found := re.match(r"at (http://\S+)", line):
                 self.url = found[1]
-                return self
+                return
 
     def _read(self, process: "subprocess.Popen[str]", said: "queue.Queue[str | None]") -> None:
         assert process.stdout is not None

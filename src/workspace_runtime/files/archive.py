@@ -21,7 +21,7 @@ from typing import Literal, Protocol
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.files.stopping import IsStopped, check
 from workspace_runtime.files.temporary import is_temporary
-from workspace_runtime.paths import WorkspaceRoot, refusal, reopen, shown
+from workspace_runtime.paths import WorkspaceRoot, is_utf8, refusal, reopen, shown
 
 PIECE = 128 * 1024
 SMALL = 64 * 1024
@@ -347,20 +347,12 @@ def _is_large(entry: _Entry) -> bool:
 def _common(entry: _Entry) -> tuple[int, int, int, int, int]:
     """What both headers begin with: version, flags, method, time and date (in UTC; the extra field is exact)."""
     name, streamed = entry.name, entry.file >= 0
-    flags = (_SIZES_FOLLOW if streamed else 0) | (_UTF8_NAME if not name.isascii() and _is_utf8(name) else 0)
+    flags = (_SIZES_FOLLOW if streamed else 0) | (_UTF8_NAME if not name.isascii() and is_utf8(name) else 0)
     # in 1980 to 2107, the years that the format knows
     moment = time.gmtime(min(max(entry.status.st_mtime, 315532800), 4354819198))
     clock = moment.tm_hour << 11 | moment.tm_min << 5 | moment.tm_sec // 2
     day = (moment.tm_year - 1980) << 9 | moment.tm_mon << 5 | moment.tm_mday
     return _MODERN if _is_large(entry) else 20, flags, zlib.DEFLATED if streamed else 0, clock, day
-
-
-def _is_utf8(name: bytes) -> bool:
-    try:
-        name.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _time_extra(entry: _Entry) -> bytes:

@@ -1,19 +1,18 @@
 """The shapes of the file API: what a client sends and gets."""
 
 from typing import Annotated, Literal, Self
-from urllib.parse import unquote_to_bytes
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from workspace_runtime.bodies import Body
-from workspace_runtime.paths import parse
+from workspace_runtime.paths import from_path_bytes, parse
 
 _ENCODED = "The path percent-encoded, instead of the other, for a name that is not UTF-8."
 Path = Annotated[str, Field(max_length=8192)]
 
 
 def _path(text: str | None, encoded: str | None) -> bytes:
-    return parse(unquote_to_bytes(encoded) if encoded is not None else (text or "").encode())
+    return parse(from_path_bytes(encoded) if encoded is not None else (text or "").encode())
 
 
 class FolderBody(Body):

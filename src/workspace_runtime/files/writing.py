@@ -174,7 +174,6 @@ class Replacement:
         self._conditions = conditions
         self._on_conflict: OnConflict = on_conflict
         self._mode = mode
-        self._executable = executable
         self._name = b""
         self._file = -1
         self._size = 0

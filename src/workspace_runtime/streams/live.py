@@ -1,11 +1,10 @@
 """How a client says what it wants of the workspace's live events, the same for WebSocket and SSE."""
 
 from collections.abc import Iterable, Mapping
-from urllib.parse import unquote_to_bytes
 
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.events.board import Board, LiveEvent
-from workspace_runtime.paths import parse
+from workspace_runtime.paths import from_path_bytes, parse
 
 from .reading import invalid
 
@@ -53,7 +52,7 @@ def topics_of(board: Board, query: Mapping[str, str]) -> frozenset[str]:
 def watched(paths: Iterable[str], encoded: Iterable[str] = ()) -> list[bytes]:
     """Paths that a client narrows its events to; empty text is the root. Raises `path_invalid`."""
     try:
-        found = [path.encode() for path in paths] + [unquote_to_bytes(path) for path in encoded]
+        found = [path.encode() for path in paths] + [from_path_bytes(path) for path in encoded]
     except UnicodeEncodeError:
         raise WorkspaceError("path_invalid", "A path is no text that can be encoded.") from None
     return [parse(path) if path else b"" for path in found]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from workspace_runtime.paths import kind_of, shown
+from workspace_runtime.paths import is_utf8, kind_of, shown
 
 from .compression import PIECE, ZIP_DECOMPRESSORS, decompress_piece, read_exactly
 from .work import MAX_PATH, Member, Work
@@ -159,17 +159,9 @@ class Zip:
 
 def _zip_name(name: bytes, flags: int, system: int) -> bytes:
     """The path in UTF-8. Without the flag it should be code page 437; but many write UTF-8, or on Unix any bytes, as they are."""
-    if not flags & _UTF8_NAME and not _is_utf8(name) and system != _FROM_UNIX:
+    if not flags & _UTF8_NAME and not is_utf8(name) and system != _FROM_UNIX:
         name = name.decode("cp437").encode()
     return name.replace(b"\\", b"/") if system in _FROM_DOS else name
-
-
-def _is_utf8(name: bytes) -> bool:
-    try:
-        name.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _zip_kind(name: bytes, mode: int, attributes: int, method: int) -> str:
