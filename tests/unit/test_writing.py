@@ -1,5 +1,6 @@
 """Writing at the room: what a crash, a lack of rights, and another writer leave."""
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -165,8 +166,9 @@ def test_the_umask_decides_over_new_files(root: WorkspaceRoot, writer: Writer) -
     before = os.umask(0o027)
     try:
         put(writer, b"f")
-        with writer.writing(b"g", executable=True) as new:
+        with contextlib.closing(writer.begin(b"g", executable=True)) as new:
             new.write(b"#!")
+            new.commit()
     finally:
         os.umask(before)
     assert stat.S_IMODE((root.path / "f").stat().st_mode) == 0o640

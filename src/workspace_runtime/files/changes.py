@@ -281,13 +281,10 @@ def _copy_one(
         opened, status = root.open_file(source)
     try:
         conditions = NO_CONDITIONS if overwrite else Conditions(if_none_match="*")
-        new = writer.begin(target, conditions, mode=stat.S_IMODE(status.st_mode))
-        try:
+        with contextlib.closing(writer.begin(target, conditions, mode=stat.S_IMODE(status.st_mode))) as new:
             with _refusing(source):
                 new.copy_from(opened, lambda: check(stopped))
             new.commit()
-        finally:
-            new.close()
     except WorkspaceError as fault:
         if fault.code == "precondition_failed":
             raise WorkspaceError(

@@ -10,6 +10,7 @@ type is not guessed at.
 
 import asyncio
 import base64
+import contextlib
 import errno
 import functools
 import logging
@@ -275,12 +276,9 @@ class FileDoor:
         return status
 
     def _write_once(self, path: bytes, wanted: Conditions, content: bytes | bytearray, mode: int | None) -> Written:
-        new = self._files.writer.begin(path, wanted, mode=mode)
-        try:
+        with contextlib.closing(self._files.writer.begin(path, wanted, mode=mode)) as new:
             new.write(content)
             return new.commit()
-        finally:
-            new.close()
 
     async def _write_stream(self, path: bytes, wanted: Conditions, length: int | None, receive: Receive) -> Written:
         limit = self._files.max_upload_bytes

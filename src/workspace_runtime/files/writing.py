@@ -3,8 +3,8 @@
 The content is written into a file without a name on the same disk, flushed, and then named: a new file at once, one that replaces
 another under a name of our own for the instant before it is renamed over the old one; then the folder is flushed. A crash leaves the
 old file, and at most such a name, which the next start removes. (Where the file system knows no files without names, it has
-that name from the beginning.) Conditions (`If-Match`) are
-looked at again right before the rename, under one lock: of many writers with the same condition exactly one wins.
+that name from the beginning.) Conditions (`If-Match`) are looked at again right before the rename, under one lock: of many writers
+with the same condition exactly one wins.
 
 What the old file had is kept: its mode, owner and extended attributes. A link inside the workspace is followed, and stays. A
 file of several names (hard links) is one file fewer afterwards: the others keep the old content.
@@ -16,7 +16,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,18 +74,6 @@ class Writer:
         except OSError as fault:
             raise refusal(fault, path, making=True) from None
         return Replacement(self, path, folder, conditions, on_conflict, old, mode, executable)
-
-    @contextlib.contextmanager
-    def writing(
-        self, path: bytes, *, executable: bool = False, on_conflict: OnConflict = "overwrite"
-    ) -> Iterator["Replacement"]:
-        """A new content that is committed when the context ends, and given up when it fails."""
-        replacement = self.begin(path, on_conflict=on_conflict, executable=executable)
-        try:
-            yield replacement
-            replacement.commit()
-        finally:
-            replacement.close()
 
     def link(self, path: bytes, leads_to: bytes, *, overwrite: bool) -> None:
         """Make a symbolic link; with `overwrite` it replaces a file or a link in one step. Raises `OSError`."""
