@@ -37,8 +37,26 @@ from .state import StateFolder
 from .streams.routes import router as events_router
 from .system.health import Health
 from .system.topic import StatsTopic
+from .version_control.diff import MAX_BYTES as MAX_DIFF
+from .version_control.diff import MAX_FILE_BYTES, MAX_FILE_LINES
+from .version_control.room import VersionControl
+from .version_control.routes import router as version_control_router
+from .version_control.schemas.bodies import MAX_PATHS
+from .version_control.status import MAX_FILES
+from .version_control.topic import GitTopic
 
-FEATURES = ("agents", "agent_sessions", "permissions", "events", "sse", "websocket", "files", "search", "live_events")
+FEATURES = (
+    "agents",
+    "agent_sessions",
+    "permissions",
+    "events",
+    "sse",
+    "websocket",
+    "files",
+    "search",
+    "live_events",
+    "version_control",
+)
 MAX_FRAME_BYTES = 32 * 1024 * 1024
 
 
@@ -52,6 +70,7 @@ class Application:
     health: Health
     log: EventLog
     files: Files
+    version_control: VersionControl
     board: Board
 
     async def drain(self) -> None:
@@ -59,6 +78,7 @@ class Application:
         self.health.stopping = True
         self.files.stop()
         await self.manager.close()
+        await self.version_control.close()
         await self.board.close()
 
 
@@ -69,7 +89,9 @@ def default_agents(state: StateFolder) -> list[Agent]:
 
 def routers(config: Config, gate: Gate) -> list[APIRouter]:
     """All HTTP doors that the framework serves, in the order of the documents."""
-    return [agents_router, sessions_router, files_router, events_router, auth_router(config, gate)]
+    return [
+        agents_router, sessions_router, files_router, version_control_router, events_router, auth_router(config, gate),
+    ]  # fmt: skip
 
 
 @contextlib.asynccontextmanager
@@ -93,7 +115,8 @@ async def create_app(config: Config, agents: Iterable[Agent] | None = None) -> A
                 max_body_bytes=config.max_body_bytes,
             )
             stack.callback(files.close)
-            board = Board([FilesTopic(root), StatsTopic(config.root)])
+            version_control = VersionControl(root, state.path, state.runtime, trusted=config.trust_repository)
+            board: Board = Board([FilesTopic(root), StatsTopic(config.root), GitTopic(version_control, lambda: board)])
             manager = SessionManager(
                 log,
                 root,
@@ -110,8 +133,9 @@ async def create_app(config: Config, agents: Iterable[Agent] | None = None) -> A
             gate = Gate(config)
             api = build_api(routers(config, gate), lambda: about(config, root))
             api.state.manager, api.state.files, api.state.board = manager, files, board
+            api.state.version_control, api.state.workspace_id = version_control, config.workspace_id
             entry = Entry(config, gate, Cors(config), manager, FileDoor(files), board, health, api)
-            application = Application(config, entry, manager, health, log, files, board)
+            application = Application(config, entry, manager, health, log, files, version_control, board)
             try:
                 yield application
             finally:
@@ -142,5 +166,10 @@ def about(config: Config, root: WorkspaceRoot) -> dict[str, Any]:
             "max_running_agents": config.max_running_agents,
             "history_max_events": config.history_max_events,
             "max_page_items": MAX_PAGE_ITEMS,
+            "max_status_files": MAX_FILES,
+            "max_diff_bytes": MAX_DIFF,
+            "max_diff_file_bytes": MAX_FILE_BYTES,
+            "max_diff_file_lines": MAX_FILE_LINES,
+            "max_paths": MAX_PATHS,
         },
     }

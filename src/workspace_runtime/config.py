@@ -161,6 +161,11 @@ class Config:
         0, "HISTORY_MAX_EVENTS", _integer(0, 10**9),
         "How many events of a session are kept, whole turns; 0 keeps all.", flag="--history-max-events",
     )  # fmt: skip
+    trust_repository: bool = _setting(
+        True, "TRUST_REPOSITORY", _boolean,
+        "Whether git's writes run what a repository's own configuration names: hooks, filters, merge drivers, signing. Reads never do.",
+        flag="--trust-repository",
+    )  # fmt: skip
     log_level: str = _setting(
         "info", "LOG_LEVEL", _level, "How much the server logs: debug, info, warning or error.", flag="--log-level"
     )

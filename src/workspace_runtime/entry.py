@@ -26,11 +26,11 @@ from .problems import MAX_REASON, MEDIA_TYPE, problem
 from .security.cors import Cors
 from .security.gate import Access, Gate
 from .sessions.manager import SessionManager
+from .sse import HEAD_SCOPE
 from .streams.live import Narrowing, topics_of
 from .streams.live_socket import LiveSocket
 from .streams.reading import reading
 from .streams.session_socket import SessionSocket
-from .streams.sse import HEAD_SCOPE
 from .system.health import Health
 
 logger = logging.getLogger(__name__)

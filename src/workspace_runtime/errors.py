@@ -72,6 +72,73 @@ PROBLEMS: Mapping[str, Problem] = {
     "too_many_files": Problem(503, "Too many open files", "Try again, or raise the limit of open files."),
     "search_invalid": Problem(422, "Invalid search", "Mend the pattern: the detail says where."),
     "search_unavailable": Problem(503, "No ripgrep", "Install it with the server: pip install ripgrep."),
+    # version control
+    "workspace_not_found": Problem(404, "Unknown workspace", "GET /api/v1 tells the workspace's id."),
+    "git_unavailable": Problem(503, "No git", "Install git 2.36 or newer."),
+    "git_timeout": Problem(504, "git took too long", "Ask for less, or look for a disk or a program that hangs."),
+    "git_output_too_large": Problem(
+        413, "Too much for one answer", "Ask for less: fewer paths, fewer lines, one page."
+    ),
+    "git_output_invalid": Problem(500, "git's answer can't be read", "Look for the request_id in the server's log."),
+    "git_failed": Problem(409, "git refused", "See its own words in output."),
+    "repository_not_found": Problem(404, "No repository", "Make one with POST …/init, or get one with POST …/clone."),
+    "repository_invalid": Problem(409, "Broken repository", "Mend or remove what the detail names."),
+    "repository_bare": Problem(409, "No working tree", "Use a repository that is not bare, or add a working tree."),
+    "repository_outside_workspace": Problem(
+        409, "Repository outside the workspace", "Start the server in the repository's own folder to change it."
+    ),
+    "repository_not_owned": Problem(
+        403, "Another user's repository", "Give it to the server's user, or set git's safe.directory for it."
+    ),
+    "repository_moved": Problem(409, "Another repository now", "Look at the status, and begin again."),
+    "repository_busy": Problem(409, "Somebody else is writing", "Try again, or cancel the operation that is at work."),
+    "repository_locked": Problem(409, "Locked", "Wait for the other git, or clear its lock with POST …/unlock."),
+    "ref_invalid": Problem(422, "Not a name", "Use a name that git takes, and that does not begin with a dash."),
+    "ref_not_found": Problem(404, "No such revision", "List the branches and tags, or fetch first."),
+    "ref_exists": Problem(409, "There is one already", "Choose another name."),
+    "branch_not_merged": Problem(409, "Not merged", "Its commits are on no other branch: merge it, or say force."),
+    "branch_checked_out": Problem(409, "Checked out", "Switch that working tree to another branch first."),
+    "head_detached": Problem(409, "No branch is checked out", "Name the branch, or check one out."),
+    "hunk_not_found": Problem(409, "No such hunk any more", "Read the diff again, and choose from its hunks."),
+    "path_untracked": Problem(409, "Not tracked by git", "Say untracked to delete it."),
+    "path_ignored": Problem(409, "Ignored by git", "Say force to stage it all the same."),
+    "message_missing": Problem(422, "No message", "Send a message."),
+    "identity_invalid": Problem(422, "Not an author", "Send one line of text each, without < and >."),
+    "identity_missing": Problem(
+        409, "git does not know who you are", "Set user.name and user.email, or send an author."
+    ),
+    "nothing_to_commit": Problem(409, "Nothing to commit", "Stage something first, or use all or paths."),
+    "nothing_to_stash": Problem(409, "Nothing to put away", "Untracked files need include_untracked."),
+    "stash_not_found": Problem(404, "No such stash", "List them: places move when one goes."),
+    "hook_refused": Problem(409, "A hook refused", "See its words in output."),
+    "merge_conflict": Problem(409, "Conflicts", "Resolve them and continue, or abort."),
+    "conflict_not_found": Problem(404, "No such conflict", "List the conflicts."),
+    "local_changes_in_way": Problem(409, "Local changes in the way", "Commit, stash or discard them first."),
+    "operation_in_progress": Problem(409, "Something is under way", "Continue or abort it first."),
+    "not_under_way": Problem(409, "Nothing of this kind is under way", "The status tells what is."),
+    "step_not_possible": Problem(409, "No such step", "Use another: continue, skip or abort."),
+    "worktree_not_found": Problem(404, "No such working tree", "List them."),
+    "worktree_locked": Problem(409, "A locked working tree", "Unlock it first: git worktree unlock."),
+    "worktree_not_clean": Problem(409, "Changes in the working tree", "Commit them, or say force, which loses them."),
+    "remote_not_configured": Problem(404, "No such remote", "List the remotes, or add one."),
+    "remote_exists": Problem(409, "There is one already", "Choose another name, or change that one."),
+    "remote_url_refused": Problem(422, "Address refused", "Use https, ssh or an absolute path, without a password."),
+    "remote_not_found": Problem(404, "No repository at the remote", "Check the address, and the rights to it."),
+    "remote_ref_not_found": Problem(404, "Not on the remote", "Fetch, and choose another."),
+    "remote_auth_failed": Problem(403, "The remote refused", "Send a token, or set up a key or a credential helper."),
+    "remote_host_unknown": Problem(409, "Unknown host key", "Check it, and add it to known_hosts."),
+    "remote_unreachable": Problem(502, "Remote unreachable", "Check the address and the network, then try again."),
+    "credentials_invalid": Problem(
+        422, "Invalid credentials", "Send one line of text; they are for HTTP remotes alone."
+    ),
+    "credentials_refused": Problem(409, "A token could go elsewhere", "Remove the setting that the detail names."),
+    "no_upstream": Problem(409, "No upstream", "Name remote and branch, or push with set_upstream."),
+    "diverged": Problem(409, "Both sides have commits", "Choose a mode: rebase or merge."),
+    "push_rejected": Problem(409, "Push refused", "See refs. Pull, then push again."),
+    "lease_stale": Problem(409, "The remote has moved", "Fetch, look, and push again."),
+    "operation_not_found": Problem(404, "Unknown operation", "GET …/operations lists them."),
+    "operation_cancelled": Problem(409, "Cancelled", "Begin it again."),
+    "operation_cut": Problem(503, "The server was stopped", "Begin it again."),
     # agents and sessions
     "agent_not_found": Problem(404, "Unknown agent", "GET /api/v1/agents lists them."),
     "agent_not_installed": Problem(

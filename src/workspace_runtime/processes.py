@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -288,8 +288,9 @@ class Child:
     `pid` is the keeper's. One task reads, any task writes.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], on_errors: Callable[[bytes], None] | None = None) -> None:
         self.pid = process.pid
+        self._on_errors = on_errors
         self._process = process
         assert process.stdin is not None and process.stdout is not None
         self._stdin = _Pipe(process.stdin)  # type: ignore[arg-type]  # typeshed's IO[bytes], unbuffered here
@@ -350,6 +351,10 @@ class Child:
             self._partial_size = len(self._partial[0])
             return lines
 
+    async def read(self) -> bytes:
+        """What is there of the output, at least one byte; b"" at its end. As `read_lines`, for output that has no lines."""
+        return await self._stdout.read(_READ_SIZE)
+
     async def wait(self) -> int:
         """Wait until the command and everything it started has ended; the exit status, negative for a signal."""
         await asyncio.shield(self._watch)
@@ -388,22 +393,30 @@ class Child:
 
     async def _drain_errors(self) -> None:
         while self._stderr is not None and (chunk := await self._stderr.read(_READ_SIZE)):
+            if self._on_errors is not None:
+                self._on_errors(chunk)
             self._errors += chunk
             if len(self._errors) > 4 * STDERR_TAIL:
                 del self._errors[:-STDERR_TAIL]
 
 
 async def spawn(
-    argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], stderr: Literal["tail", "pass"] = "tail"
+    argv: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    stderr: Literal["tail", "pass"] = "tail",
+    on_errors: Callable[[bytes], None] | None = None,
 ) -> Child:
     """Start a command under a keeper, with pipes for its standard input and output.
 
-    Its standard error is drained into `Child.stderr_tail`, or passed on to ours. When cancelled, nothing is left running.
+    Its standard error is drained into `Child.stderr_tail`, or passed on to ours; `on_errors` gets it piece by piece as well. When
+    cancelled, nothing is left running.
     Raises `FileNotFoundError` for an unknown command or folder, `OSError` when it can't be started.
     """
     start = asyncio.create_task(asyncio.to_thread(_start, list(argv), cwd, dict(env), stderr))
     try:
-        return Child(await asyncio.shield(start))
+        return Child(await asyncio.shield(start), on_errors)
     except asyncio.CancelledError:
         if not start.cancelled():
             await finish(_abandon(start))

@@ -10,7 +10,7 @@ from .config import settings
 from .errors import PROBLEMS
 from .events.model import DEFAULT_TYPES, LIVE_TYPES
 from .sessions.drivers.demo_agent import HELP
-from .streams import protocol
+from .streams import live_protocol, protocol
 
 _MADE = "<!-- Made from the code by scripts/docs: change it there. -->\n"
 
@@ -54,7 +54,7 @@ def reference() -> str:
             "On the WebSocket `/api/v1/ws` and on `GET /api/v1/events`. Each has a `seq`, which counts the events of the connection;",
             "none is stored.",
             "",
-            *_table(("Type", "Fields", "Meaning"), map(_live_event, _members(protocol.WorkspaceEvent))),
+            *_table(("Type", "Fields", "Meaning"), map(_live_event, _members(live_protocol.WorkspaceEvent))),
             "",
         ]
     )

@@ -16,9 +16,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from support.asking import ask
 from support.server import TIMEOUT_S, JsonObject, ServerProcess, eventually, running
-from workspace_runtime.streams import protocol
+from workspace_runtime.streams import live_protocol
 
-FRAMES: TypeAdapter[Any] = TypeAdapter(protocol.LiveServerFrame)
+FRAMES: TypeAdapter[Any] = TypeAdapter(live_protocol.LiveServerFrame)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from support.confined import ConfinedServer, confined
+from support.git_home import Sandbox
 from support.server import create
 
 CHECKS = [
@@ -30,6 +31,8 @@ CHECKS = [
 ]  # fmt: skip
 # They never end: asked for as events they are a stream.
 STREAMS = ("/api/v1/events",)
+# The address of a repository that there is not.
+NOWHERE = "/nothing"
 Case = schemathesis.Case[Any]
 PROFILE = settings(
     deadline=None,
@@ -41,7 +44,10 @@ PROFILE = settings(
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConfinedServer]:
-    with confined(tmp_path_factory.mktemp("schema")) as started:
+    folder = tmp_path_factory.mktemp("schema")
+    sandbox = Sandbox(folder)  # its home is the server's
+    sandbox.commit(sandbox.init("workspace"), {"a": b"content\n", "folder/b": b"content\n"}, "first")
+    with confined(folder) as started:
         yield started
 
 
@@ -72,11 +78,12 @@ class Known:
         """Let a case name what is there. `session` in it has an event of seq 1."""
         if case.operation.path == "/api/v1/agent-sessions/{session_id}" and case.method == "DELETE":
             return  # the others need it
-        values: dict[str, object] = {"path": choice, "session_id": self.session_id, "seq": 1}
+        values: dict[str, object] = {"path": choice, "session_id": self.session_id, "seq": 1, "id": "default"}
         for name in case.path_parameters:
             if name in values:
                 case.path_parameters[name] = values[name]
-        if case.operation.path.startswith(("/api/v1/files", "/api/v1/search")) and "path" in case.query:
+        readers = ("/api/v1/files", "/api/v1/search", "/api/v1/workspaces")
+        if case.operation.path.startswith(readers) and "path" in case.query:
             case.query["path"] = choice
         if isinstance(case.body, dict) and case.operation.path.startswith("/api/v1/files/"):
             for name in ("path", "from", "path_bytes", "from_bytes"):
@@ -103,6 +110,8 @@ def ask_all(server: ConfinedServer, session: requests.Session, examples: int, mo
         def ask(case: Case, choice: str) -> None:
             if isinstance(case.body, dict) and case.operation.path == "/api/v1/agent-sessions":
                 case.body["agent"] = "demo"  # the other agents are large programs, and need a network
+            if isinstance(case.body, dict) and isinstance(case.body.get("url"), str):
+                case.body["url"] = NOWHERE  # no word of chance may become the name of another machine
             if choice:
                 known.put_into(case, choice)
             headers = {"Accept": "application/json"} if case.operation.path.endswith("/events") else None

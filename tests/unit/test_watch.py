@@ -17,9 +17,10 @@ import pytest
 
 from support.mirror import Mirror, watching
 from support.waiting import until
+from workspace_runtime import inotify
 from workspace_runtime.files.temporary import is_temporary
 from workspace_runtime.files.watch import Watcher
-from workspace_runtime.files.watching import folders, inotify, settling, telling
+from workspace_runtime.files.watching import folders, settling, telling
 from workspace_runtime.paths import WorkspaceRoot, etag_of
 
 pytestmark = [

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from support.guarded_server import NOBODY, as_user, needs_root
+from workspace_runtime.conditions import Conditions
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.files.changes import copy, delete, move
-from workspace_runtime.files.conditions import Conditions
 from workspace_runtime.files.temporary import Temporaries, is_temporary
 from workspace_runtime.files.writing import Writer, Written, numbered
 from workspace_runtime.paths import WorkspaceRoot, etag_of

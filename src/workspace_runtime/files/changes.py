@@ -7,10 +7,10 @@ import os
 import stat
 from collections.abc import Iterator
 
+from workspace_runtime.conditions import NO_CONDITIONS, Conditions
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import Place, WorkspaceRoot, dangling, etag_of, kind_of, refusal, shown
 
-from .conditions import NO_CONDITIONS, Conditions
 from .stopping import IsStopped, check, never
 from .temporary import is_temporary
 from .writing import Writer, flush_folder

@@ -22,13 +22,14 @@ from urllib.parse import quote, unquote_to_bytes
 
 import orjson
 
+from workspace_runtime.conditions import Conditions, byte_range, conditions, http_date, read_status
 from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.media import media_type
 from workspace_runtime.paths import etag_of, open_held, parse, path_bytes, refusal, shown
+from workspace_runtime.queries import headers_of, invalid, query_of, query_path
 
 from .archive import pack
 from .changes import delete
-from .conditions import Conditions, byte_range, conditions, http_date, read_status
-from .media import media_type
 from .requests import (
     CutError,
     Headers,
@@ -38,12 +39,8 @@ from .requests import (
     body_in_pieces,
     content_of,
     flag,
-    headers_of,
-    invalid,
     length_of,
     listening,
-    query_of,
-    query_path,
     too_large,
     wants_json,
     whole_body,

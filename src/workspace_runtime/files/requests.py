@@ -1,4 +1,4 @@
-"""What a request to the files says, read from ASGI itself: paths as bytes, bodies in pieces."""
+"""What a request to the files says beside its target: flags, and bodies in pieces."""
 
 import asyncio
 import base64
@@ -6,12 +6,11 @@ import binascii
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
-from urllib.parse import parse_qsl, unquote_to_bytes
 
 import orjson
 
 from workspace_runtime.errors import WorkspaceError
-from workspace_runtime.paths import parse
+from workspace_runtime.queries import invalid
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -20,26 +19,6 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 PIECE_BYTES = 1024 * 1024
-
-
-def query_of(scope: MutableMapping[str, Any]) -> dict[str, str]:
-    """The query; bytes that are not UTF-8 as surrogates."""
-    raw: bytes = scope["query_string"]
-    if not raw:
-        return {}
-    text = raw.decode("utf-8", "surrogateescape")
-    return dict(parse_qsl(text, keep_blank_values=True, errors="surrogateescape"))
-
-
-def query_path(query: Mapping[str, str], name: str = "path") -> bytes:
-    """A path of the query (`path` or `path_bytes`), empty for the root. Raises `path_invalid`."""
-    encoded = query.get(f"{name}_bytes")
-    path = unquote_to_bytes(_encoded(encoded)) if encoded is not None else _encoded(query.get(name, ""))
-    return parse(path) if path not in (b"", b"/", b".") else b""
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
 
 
 def flag(query: Mapping[str, str], name: str) -> bool:
@@ -58,21 +37,6 @@ def wants_json(query: Mapping[str, str]) -> bool:
     if form not in (None, "json", "raw"):
         raise invalid("format", "must be json or left out")
     return form == "json"
-
-
-def invalid(field: str, detail: str) -> WorkspaceError:
-    """A 422 for one parameter of the query."""
-    errors = [{"loc": ["query", field], "msg": detail, "type": "value_error"}]
-    return WorkspaceError("validation_failed", f"{field}: {detail}", errors=errors)
-
-
-def headers_of(scope: Scope) -> dict[str, str]:
-    """The headers by name; one that came more than once as a list with commas (RFC 9110, 5.3)."""
-    found: dict[str, str] = {}
-    for name, value in scope["headers"]:
-        key, text = name.decode("latin-1"), value.decode("latin-1")
-        found[key] = f"{found[key]}, {text}" if key in found else text
-    return found
 
 
 def length_of(scope: Scope) -> int | None:

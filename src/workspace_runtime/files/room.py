@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from workspace_runtime.paths import WorkspaceRoot
+from workspace_runtime.threads import done
 
 from .index import FileIndex
 from .temporary import Temporaries
@@ -78,17 +79,9 @@ class Files:
         return await self._run(self._long, call, *args, **kwargs)
 
     async def _run(self, executor: Executor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        work = asyncio.get_running_loop().run_in_executor(executor, functools.partial(call, *args, **kwargs))
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            # whoever waited is gone, but what the thread uses must not be taken away from it
-            while not work.done():
-                try:
-                    await asyncio.wait((work,))
-                except asyncio.CancelledError:
-                    continue
-            raise
+        return await done(
+            asyncio.get_running_loop().run_in_executor(executor, functools.partial(call, *args, **kwargs))
+        )
 
     def stopped(self) -> bool:
         """Whether the server stops: long work gives up."""

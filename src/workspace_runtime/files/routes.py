@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 from workspace_runtime.bodies import Limit, raw
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import as_text, path_bytes, shown
+from workspace_runtime.queries import query_of, query_path
 
 from . import schemas
 from .changes import copy, make_folder, move
@@ -21,7 +22,7 @@ from .index import Snapshot
 from .listing import MAX_DEPTH, Listing, list_folder
 from .quick_open import Match
 from .quick_open import search as quick_open
-from .requests import listening, query_of, query_path
+from .requests import listening
 from .room import Files
 
 router = APIRouter(prefix="/api/v1", tags=["Files"])

@@ -20,10 +20,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from workspace_runtime.conditions import NO_CONDITIONS, Conditions
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import Place, WorkspaceRoot, etag_of, kind_of, own_descriptors, refusal, shown
 
-from .conditions import NO_CONDITIONS, Conditions
 from .temporary import Temporaries
 
 OnConflict = Literal["overwrite", "rename", "reject"]

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Mapping
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.events.board import Board, LiveEvent
 from workspace_runtime.paths import from_path_bytes, parse
-
-from .reading import invalid
+from workspace_runtime.queries import invalid
 
 MAX_WATCHED = 1000
 

@@ -10,7 +10,8 @@ from workspace_runtime.events.hub import frame_ws
 
 from .client_socket import ClientSocket, Receive, Send
 from .live import Narrowing, numbered
-from .protocol import LiveClientFrame, PingFrame, WatchFrame
+from .live_protocol import LiveClientFrame, WatchFrame
+from .protocol import PingFrame
 
 _frames: TypeAdapter[LiveClientFrame] = TypeAdapter(LiveClientFrame)
 # What is taken from the board at once.

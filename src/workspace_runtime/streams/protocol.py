@@ -22,8 +22,6 @@ from workspace_runtime.sessions.schemas import (
     UsageCounts,
 )
 
-from .live import MAX_WATCHED, watched
-
 RequestId = Annotated[str, StringConstraints(max_length=200)]
 
 # --- what a client may send ---------------------------------------------------------------------------------------------
@@ -60,24 +58,6 @@ class PingFrame(Body):
 
 
 ClientFrame = Annotated[PromptFrame | PermissionFrame | InterruptFrame | PingFrame, Field(discriminator="type")]
-
-
-class WatchFrame(Body):
-    """Hear only of these paths and of all below them from now on; an empty path is the root. Answered by `ack`."""
-
-    type: Literal["watch"]
-    paths: list[str] = Field(max_length=MAX_WATCHED)
-    paths_bytes: list[str] = Field(
-        default=[], max_length=MAX_WATCHED, description="More paths, percent-encoded: for names that are not UTF-8."
-    )
-    request_id: RequestId | None = None
-
-    def wanted(self) -> list[bytes]:
-        """The paths. Raises `path_invalid`."""
-        return watched(self.paths, self.paths_bytes)
-
-
-LiveClientFrame = Annotated[WatchFrame | PingFrame, Field(discriminator="type")]
 
 # --- what only the sender of a frame is answered, and what frames a connection --------------------------------------------
 
@@ -387,62 +367,6 @@ StoredEvent = Annotated[
 LiveEvent = Annotated[TextDeltaEvent | ThinkingDeltaEvent, Field(discriminator="type")]
 ServerFrame = Annotated[
     StoredEvent | LiveEvent | SessionFrame | ReadyFrame | AckFrame | PongFrame | RejectedFrame,
-    Field(discriminator="type"),
-]
-
-
-# --- live events of the workspace -----------------------------------------------------------------------------------------
-
-
-class WorkspaceEventBase(BaseModel):
-    """What every event of the general WebSocket has."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    seq: int = Field(ge=1, description="Counts the events of this connection.")
-
-
-class FileChangedEvent(WorkspaceEventBase):
-    """A file or folder was created, changed or deleted, by whoever."""
-
-    type: Literal["file_changed"]
-    path: str
-    event_type: Literal["created", "modified", "deleted"]
-    is_dir: bool = Field(description="A deleted folder is told once, with all that was below it.")
-    size: int | None
-    modified_at: str | None
-    etag: str | None = Field(description="Of a file, as reading it gives.")
-    moved_from: str | None = Field(description="The path that it had before, where it was moved or renamed.")
-    path_bytes: str | None = Field(default=None, description="Where the path is not UTF-8: it, percent-encoded.")
-    moved_from_bytes: str | None = None
-
-
-class ResyncEvent(WorkspaceEventBase):
-    """Changes below these paths may have been missed: list them again. An empty path is the root."""
-
-    type: Literal["resync"]
-    paths: list[str]
-    paths_bytes: list[str] | None = None
-
-
-class SystemStats(BaseModel):
-    """Shares of what this workspace may use, from 0 to 100."""
-
-    cpu_percent: float
-    memory_percent: float
-    disk_percent: float
-
-
-class SystemStatsEvent(WorkspaceEventBase):
-    """How busy the workspace is. One comes at once, then one every few seconds."""
-
-    type: Literal["system_stats"]
-    stats: SystemStats
-
-
-WorkspaceEvent = Annotated[FileChangedEvent | ResyncEvent | SystemStatsEvent, Field(discriminator="type")]
-LiveServerFrame = Annotated[
-    FileChangedEvent | ResyncEvent | SystemStatsEvent | AckFrame | PongFrame | RejectedFrame,
     Field(discriminator="type"),
 ]
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.events.hub import Stream, event_types
+from workspace_runtime.queries import invalid
 
 MAX_SEQ = 2**40 - 1
 
@@ -16,12 +17,6 @@ class Reading:
     after: int
     types: frozenset[str]
     chosen: bool
-
-
-def invalid(field: str, detail: str) -> WorkspaceError:
-    """A 422 for one query parameter."""
-    errors = [{"loc": ["query", field], "msg": detail, "type": "value_error"}]
-    return WorkspaceError("validation_failed", f"{field}: {detail}", errors=errors)
 
 
 def whole(query: Mapping[str, str], name: str, *, most: int = MAX_SEQ) -> int | None:

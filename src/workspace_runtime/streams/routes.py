@@ -6,9 +6,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from workspace_runtime.events.board import Board
+from workspace_runtime.sse import HEAD_SCOPE
 
 from .live import MAX_WATCHED, Narrowing, topics_of, watched
-from .sse import HEAD_SCOPE, WorkspaceEventStream
+from .sse import WorkspaceEventStream
 
 router = APIRouter(prefix="/api/v1", tags=["Live events"])
 

@@ -20,9 +20,7 @@ from typing import Protocol
 
 from workspace_runtime.files.ignored import Rules, root_rules
 from workspace_runtime.files.temporary import is_temporary
-from workspace_runtime.paths import REMOTE, WorkspaceRoot, file_system_type
-
-from .inotify import (
+from workspace_runtime.inotify import (
     ATTRIB,
     CHANGES,
     CLOSE_WRITE,
@@ -37,6 +35,7 @@ from .inotify import (
     UNMOUNT,
     new_inotify,
 )
+from workspace_runtime.paths import REMOTE, WorkspaceRoot, file_system_type
 
 # What a mark says may have happened to a name. From `WAITED` on it counts how often its telling was put off.
 CREATED, GONE, LEFT, ARRIVED, CONTENT, WRITTEN, CLOSED, WAITED = 1, 2, 4, 8, 16, 32, 64, 128

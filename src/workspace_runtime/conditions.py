@@ -26,10 +26,10 @@ class Conditions:
 
     def check(self, etag: str | None, path: str) -> None:
         """`etag` is that of what is there now, None when there is nothing. Raises `precondition_failed` with it."""
-        if self.if_match is not None and (etag is None or not _matches(self.if_match, etag, weak=False)):
+        if self.if_match is not None and (etag is None or not matches(self.if_match, etag, weak=False)):
             detail = "There is nothing to match." if etag is None else "It has changed since it was read."
             raise WorkspaceError("precondition_failed", f"{path!r}: {detail}", path=path, etag=etag)
-        if self.if_none_match is not None and etag is not None and _matches(self.if_none_match, etag, weak=True):
+        if self.if_none_match is not None and etag is not None and matches(self.if_none_match, etag, weak=True):
             raise WorkspaceError("precondition_failed", f"{path!r}: There is one already.", path=path, etag=etag)
 
 
@@ -41,7 +41,7 @@ def conditions(headers: Mapping[str, str]) -> Conditions:
     return Conditions(headers.get("if-match"), headers.get("if-none-match"))
 
 
-def _matches(header: str, etag: str, *, weak: bool) -> bool:
+def matches(header: str, etag: str, *, weak: bool) -> bool:
     """Whether a tag of the header is this one. `weak`: a weak tag counts as well (RFC 9110, 8.8.3.2)."""
     if header.strip() == "*":
         return True
@@ -78,14 +78,14 @@ def _seconds(text: str) -> int | None:
 def read_status(headers: Mapping[str, str], etag: str, modified: int) -> int:
     """What the conditions of a GET or HEAD come to: 200, 304 or 412. `modified` in whole seconds. RFC 9110, 13.2.2."""
     if "if-match" in headers:
-        if not _matches(headers["if-match"], etag, weak=False):
+        if not matches(headers["if-match"], etag, weak=False):
             return 412
     elif "if-unmodified-since" in headers:
         since = _seconds(headers["if-unmodified-since"])
         if since is not None and modified > since:
             return 412
     if "if-none-match" in headers:
-        if _matches(headers["if-none-match"], etag, weak=True):
+        if matches(headers["if-none-match"], etag, weak=True):
             return 304
     elif "if-modified-since" in headers:
         since = _seconds(headers["if-modified-since"])

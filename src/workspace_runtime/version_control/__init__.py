@@ -1,0 +1,1 @@
+"""Version control: git, from git itself, behind one hardened runner."""

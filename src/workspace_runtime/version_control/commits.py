@@ -1,0 +1,57 @@
+"""Commits: made, and the facts from which a message can be written."""
+
+import contextlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from workspace_runtime.errors import WorkspaceError
+
+from .lists import operation
+from .log import log
+from .revisions import head
+from .staging import FROM_INPUT, listed
+from .work import Work
+
+_PERSON = re.compile(r"[^<>\x00-\x1f\x7f]+")
+
+
+async def commit(
+    work: Work,
+    *,
+    message: str | None,
+    author: tuple[str, str] | None = None,
+    every: bool = False,
+    paths: Sequence[bytes] = (),
+    amend: bool = False,
+    signoff: bool = False,
+) -> dict[str, Any]:
+    """Record the index, `every` change of tracked files, or only these `paths`. Answers the new commit as the log has it.
+
+    Without a `message` git's own is taken, where it has one: of the commit that is amended, or of the merge that is under way.
+    Raises `nothing_to_commit`, `merge_conflict`, `identity_missing`, `hook_refused` and others.
+    """
+    repository = work.repository
+    merging = await work.ask(operation, repository)
+    if message is None and not amend and merging is None:
+        raise WorkspaceError("message_missing", "A commit needs a message.")
+    arguments = ["commit", "--quiet"]
+    if author is not None:
+        name, email = author
+        if not (_PERSON.fullmatch(name.strip()) and _PERSON.fullmatch(email.strip())):
+            raise WorkspaceError("identity_invalid", "author: name and email must be one line of text without < and >.")
+        arguments.append(f"--author={name.strip()} <{email.strip()}>")
+    arguments += [flag for flag, wanted in (("--all", every), ("--amend", amend), ("--signoff", signoff)) if wanted]
+    async with contextlib.AsyncExitStack() as stack:
+        if message is None:
+            arguments.append("--no-edit")
+        else:
+            arguments.append(f"--file={await stack.enter_async_context(work.message(message))}")
+        if paths:
+            arguments += ["--only", *FROM_INPUT]
+        await work.git(arguments, input=listed(repository, paths))
+    after = await work.ask(head, repository)
+    if after is None:
+        raise WorkspaceError("nothing_to_commit", "There was nothing to commit.")
+    found = await work.ask(log, repository, ref=after, path=None, author=None, q=None, limit=1, cursor=None)
+    return {"oid": after, "commit": found["items"][0]}

@@ -1,0 +1,81 @@
+"""Names that a client gives, before git sees them: revisions become ids, branch names are checked, nothing can be an option."""
+
+import re
+
+from workspace_runtime.errors import WorkspaceError
+
+from .repository import Repository
+
+MAX_NAME = 1000
+_OID = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def checked(name: str, field: str = "ref") -> str:
+    """The name, if git can't take it for an option. Raises `ref_invalid`."""
+    if not name or name.startswith("-") or len(name) > MAX_NAME or _CONTROL.search(name):
+        raise WorkspaceError(
+            "ref_invalid",
+            f"{field}: {name[:100]!r} is no name: it must not be empty, begin with '-', or hold control characters.",
+            field=field,
+        )
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise WorkspaceError("ref_invalid", f"{field}: the name is no text that can be encoded.", field=field) from None
+    return name
+
+
+def resolve(repository: Repository, name: str, kind: str = "commit", *, field: str = "ref") -> str:
+    """The full id of what a revision (gitrevisions(7)) names; `kind` as in `commit`, `tree`, `object`. Blocks.
+
+    Raises `WorkspaceError`: `ref_invalid`, `ref_not_found`, and as `Repository.run`.
+    """
+    checked(name, field)
+    arguments = ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{{kind}}}"]
+    output = repository.run(arguments)
+    oid = output.out.decode("ascii", "replace").strip()
+    if output.status != 0 or not _OID.fullmatch(oid):
+        raise WorkspaceError("ref_not_found", f"{name!r} names no {kind} of the repository.", ref=name)
+    return oid
+
+
+def head(repository: Repository) -> str | None:
+    """The id of the commit that is checked out; None where there is no commit yet. Blocks."""
+    output = repository.run(["rev-parse", "--verify", "--quiet", "--end-of-options", "HEAD^{commit}"])
+    return output.out.decode().strip() if output.status == 0 else None
+
+
+def full_name(repository: Repository, name: str) -> str:
+    """The ref that a revision names, as `refs/heads/main`; empty where it names a commit in another way. Blocks."""
+    output = repository.run(["rev-parse", "--symbolic-full-name", "--end-of-options", checked(name)])
+    # some versions of git repeat the option
+    return output.out.decode("utf-8", "replace").strip().split("\n")[-1].removeprefix("--end-of-options")
+
+
+def current_branch(repository: Repository) -> str | None:
+    """The branch that is checked out, also one without a commit; None where HEAD is detached. Blocks."""
+    # by its full name: git's short one has `heads/` where a tag has the same
+    output = repository.run(["symbolic-ref", "--quiet", "HEAD"])
+    return output.out.decode("utf-8", "replace").strip().removeprefix("refs/heads/") or None
+
+
+def empty_tree(repository: Repository) -> str:
+    """The id of the tree without entries, in the repository's own hash. Blocks."""
+    return repository.read(["hash-object", "-t", "tree", "--stdin"], input=b"").decode().strip()
+
+
+def branch_name(repository: Repository, name: str, *, field: str = "branch") -> str:
+    """A name that a branch may have. Raises `ref_invalid`. Blocks."""
+    checked(name, field)
+    if repository.run(["check-ref-format", f"refs/heads/{name}"]).status != 0 or name == "HEAD":
+        raise WorkspaceError("ref_invalid", f"{field}: {name!r} can't be the name of a branch.", field=field)
+    return name
+
+
+def tag_name(repository: Repository, name: str, *, field: str = "name") -> str:
+    """A name that a tag may have. Raises `ref_invalid`. Blocks."""
+    checked(name, field)
+    if repository.run(["check-ref-format", f"refs/tags/{name}"]).status != 0:
+        raise WorkspaceError("ref_invalid", f"{field}: {name!r} can't be the name of a tag.", field=field)
+    return name

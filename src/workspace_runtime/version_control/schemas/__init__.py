@@ -1,0 +1,1 @@
+"""The shapes of the version control API: what a client sends and gets."""

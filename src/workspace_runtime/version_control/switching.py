@@ -1,0 +1,185 @@
+"""Branches and tags: switched to, made, renamed, deleted."""
+
+import asyncio
+from typing import Any, Literal
+
+from workspace_runtime.errors import WorkspaceError
+
+from .repository import Repository
+from .revisions import branch_name, checked, current_branch, full_name, head, resolve, tag_name
+from .stashing import put_away
+from .work import Work
+
+LocalChanges = Literal["keep", "stash", "discard"]
+
+
+async def checkout(
+    work: Work,
+    *,
+    branch: str,
+    create: bool = False,
+    start_point: str | None = None,
+    detach: bool = False,
+    local_changes: LocalChanges = "keep",
+) -> dict[str, Any]:
+    """Switch to a branch (also to one that only a remote has, which is then made), or to any other revision, which detaches HEAD.
+
+    `local_changes`: `keep` carries them over, as git does, which refuses where they are in the way; `stash` puts them, untracked
+    files too, into a stash that stays; `discard` drops those of tracked files.
+    """
+    repository = work.repository
+    arguments = await work.ask(_target, repository, branch, create=create, start_point=start_point, detach=detach)
+    if not arguments:
+        return {**(await work.ask(where, repository)), "stash": None}
+    stash = await _put_away(work, branch) if local_changes == "stash" else None
+    force = ["--discard-changes"] if local_changes == "discard" else []
+    try:
+        await work.git(["switch", "--quiet", "--no-progress", *force, *arguments])
+    except WorkspaceError as fault:
+        if stash is not None:
+            try:
+                await work.git(["stash", "pop", "--quiet", "--index"])
+            except WorkspaceError:  # it is kept then: whoever asked must know of it
+                fault.data["stash"] = stash
+        raise
+    except asyncio.CancelledError:
+        work.operation.notes["stash"] = stash
+        raise
+    return {**(await work.ask(where, repository)), "stash": stash}
+
+
+def where(repository: Repository) -> dict[str, Any]:
+    """What is checked out. Blocks."""
+    name = current_branch(repository)
+    oid = head(repository)
+    return {"head": {"branch": name, "oid": oid, "detached": name is None, "unborn": oid is None}}
+
+
+async def _put_away(work: Work, branch: str) -> str | None:
+    """Stash all changes; the stash's id, None where there were none."""
+    made = await put_away(work, ["--include-untracked", f"--message=Before switching to {branch}"])
+    return await work.ask(_stash, work.repository) if made else None
+
+
+def _stash(repository: Repository) -> str | None:
+    output = repository.run(["rev-parse", "--verify", "--quiet", "--end-of-options", "refs/stash"])
+    return output.out.decode().strip() or None
+
+
+def _target(repository: Repository, branch: str, *, create: bool, start_point: str | None, detach: bool) -> list[str]:
+    """The arguments of `git switch`; none for the unborn branch that is checked out. Blocks."""
+    if create:
+        branch_name(repository, branch)
+        if exists(repository, f"refs/heads/{branch}"):
+            raise WorkspaceError("ref_exists", f"There is a branch {branch!r} already.", ref=branch)
+        return ["--create", branch, *start_of(repository, start_point)]
+    checked(branch, "branch")
+    if detach:
+        return ["--detach", resolve(repository, branch, field="branch")]
+    if exists(repository, f"refs/heads/{branch}"):
+        return [branch]
+    if branch == current_branch(repository):
+        return []
+    remotes = [
+        line
+        for line in repository.read(["for-each-ref", "--format=%(refname)", "refs/remotes"])
+        .decode("utf-8", "replace")
+        .split("\n")
+        if line.startswith("refs/remotes/") and line.partition("refs/remotes/")[2].partition("/")[2] == branch
+    ]
+    if len(remotes) == 1:
+        return ["--guess", branch]
+    return ["--detach", resolve(repository, branch, field="branch")]
+
+
+def exists(repository: Repository, ref: str) -> bool:
+    """Whether there is a ref of this full name. Blocks."""
+    return repository.run(["show-ref", "--verify", "--quiet", "--", ref]).status == 0
+
+
+def start_of(repository: Repository, start_point: str | None) -> list[str]:
+    """Where a new branch begins: a branch of a remote by its full name, so that it is tracked as git would; else an id."""
+    if start_point is None:
+        return []
+    oid = resolve(repository, start_point, field="start_point")
+    full = full_name(repository, start_point)
+    return [full] if full.startswith(("refs/remotes/", "refs/heads/")) and exists(repository, full) else [oid]
+
+
+async def create_branch(work: Work, *, name: str, start_point: str | None = None) -> dict[str, Any]:
+    """Make a branch, and stay where we are. Raises `ref_exists`, `ref_not_found`, `ref_invalid`."""
+    repository = work.repository
+
+    def prepared() -> list[str]:
+        branch_name(repository, name, field="name")
+        if exists(repository, f"refs/heads/{name}"):
+            raise WorkspaceError("ref_exists", f"There is a branch {name!r} already.", ref=name)
+        return start_of(repository, start_point)
+
+    await work.git(["branch", name, *(await work.ask(prepared))])
+    return {"name": name, "oid": await work.ask(resolve, repository, f"refs/heads/{name}")}
+
+
+async def rename_branch(work: Work, *, name: str, new_name: str) -> dict[str, Any]:
+    """Give a branch another name. Raises `ref_exists`, `ref_not_found`, `ref_invalid`."""
+    repository = work.repository
+
+    def check() -> None:
+        branch_name(repository, name, field="name")
+        branch_name(repository, new_name, field="new_name")
+        if not (exists(repository, f"refs/heads/{name}") or current_branch(repository) == name):
+            raise WorkspaceError("ref_not_found", f"There is no branch {name!r}.", ref=name)
+        if exists(repository, f"refs/heads/{new_name}"):
+            raise WorkspaceError("ref_exists", f"There is a branch {new_name!r} already.", ref=new_name)
+
+    await work.ask(check)
+    await work.git(["branch", "--move", name, new_name])
+    return {"name": new_name}
+
+
+async def delete_branch(work: Work, *, name: str, force: bool = False) -> dict[str, Any]:
+    """Delete a branch; with `force` also one whose commits are on no other. Raises `branch_not_merged`, `branch_checked_out`."""
+    repository = work.repository
+
+    def check() -> None:
+        branch_name(repository, name, field="name")
+        if not exists(repository, f"refs/heads/{name}"):
+            raise WorkspaceError("ref_not_found", f"There is no branch {name!r}.", ref=name)
+
+    await work.ask(check)
+    await work.git(["branch", "--delete", *(["--force"] if force else []), name])
+    return {}
+
+
+async def create_tag(
+    work: Work, *, name: str, ref: str | None = None, message: str | None = None, force: bool = False
+) -> dict[str, Any]:
+    """Make a tag; with a `message` one that is an object of its own. `force` moves one that is there."""
+    repository = work.repository
+
+    def prepared() -> str:
+        tag_name(repository, name)
+        if not force and exists(repository, f"refs/tags/{name}"):
+            raise WorkspaceError("ref_exists", f"There is a tag {name!r} already.", ref=name)
+        return resolve(repository, ref or "HEAD", "object")
+
+    oid = await work.ask(prepared)
+    how = ["--force"] if force else []
+    if message is not None:
+        how += ["--annotate", "--cleanup=whitespace", "--file=-"]
+    await work.git(["tag", *how, name, oid], input=(message or "").encode())
+    return {"name": name, "oid": oid}
+
+
+async def delete_tag(work: Work, *, name: str) -> dict[str, Any]:
+    """Delete a tag. Raises `ref_not_found`."""
+    repository = work.repository
+
+    def check() -> None:
+        tag_name(repository, name)
+        if not exists(repository, f"refs/tags/{name}"):
+            raise WorkspaceError("ref_not_found", f"There is no tag {name!r}.", ref=name)
+
+    await work.ask(check)
+    await work.git(["tag", "--delete", name])
+    return {}

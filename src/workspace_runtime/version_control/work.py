@@ -1,0 +1,159 @@
+"""What a piece of work has at hand: git as a writer, under a keeper, so that cancelling it ends all that it and its hooks started."""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.processes import spawn
+
+from .configuration import Settings
+from .credentials import Credentials, askpass_script, environment, redact
+from .failures import failure
+from .git import Argument, Output, program
+from .hooks import refused_by
+from .operations import Operation
+from .progress import ProgressReader
+from .repository import Repository
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MAX_WRITTEN = 16 * 1024 * 1024
+LOCK_PATIENCE_S = 1.0
+_TAIL = 4096
+# Of these the status is that of post-checkout, which runs when all is done (githooks(5)).
+_ENDING_AS_THEIR_HOOK = ("switch", "checkout", "clone", "worktree")
+Blocking = Callable[..., Any]
+
+
+class Work:
+    """One operation on one repository. `blocking` runs what blocks in a thread; `scratch` is a private folder of the server's."""
+
+    def __init__(
+        self, repository: Repository, operation: Operation, scratch: Path, blocking: Blocking, *, trusted: bool
+    ) -> None:
+        self.repository = repository
+        self.operation = operation
+        self.scratch = scratch
+        self._blocking = blocking
+        self.trusted = trusted
+
+    async def ask(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """A reading call, in a thread."""
+        result: T = await self._blocking(call, *args, **kwargs)
+        return result
+
+    @contextlib.asynccontextmanager
+    async def message(self, text: str) -> AsyncIterator[str]:
+        """The path of a file with this text, for as long as the context is open: not every git command reads one from its input."""
+        file = self.scratch / f"message-{self.operation.id}"
+        try:
+            await self.ask(file.write_bytes, text.encode())
+            yield str(file)
+        finally:
+            await self.ask(file.unlink, missing_ok=True)
+
+    async def git(
+        self,
+        arguments: Sequence[Argument],
+        *,
+        input: bytes = b"",
+        ok: Container[int] = (0,),
+        settings: Settings = [],  # noqa: B006 - never changed
+        env: Mapping[str, str] | None = None,
+        credentials: Credentials | None = None,
+        cwd: bytes | None = None,
+        network: bool = False,
+    ) -> Output:
+        """Run a git command that changes something. `ok`: the statuses that count as success. `network`: it speaks with another
+        repository.
+
+        Raises `WorkspaceError`: `hook_refused`, what `failures` knows, `git_failed`. Cancelled, it ends all that was started.
+        """
+        output, trace = await self._run(arguments, input, settings, env or {}, credentials, cwd, network)
+        if output.status == 0:
+            return output
+        refused = refused_by(trace)
+        if "post-checkout" in refused and arguments[0] in _ENDING_AS_THEIR_HOOK:
+            return output  # what the hook comes after is done
+        hook = next((name for name in reversed(refused) if not name.startswith("post-")), None)
+        if hook is None and output.status in ok:
+            return output
+        # of conflicts git tells on its standard output
+        raise failure(output.err + "\n" + output.out[-_TAIL:].decode("utf-8", "replace"), hook=hook)
+
+    async def _run(
+        self, arguments: Sequence[Argument], input: bytes, settings: Settings, env: Mapping[str, str],
+        credentials: Credentials | None, cwd: bytes | None, network: bool,
+    ) -> tuple[Output, bytes]:  # fmt: skip
+        trace = self.scratch / f"trace-{secrets.token_hex(8)}"
+        # with a token for this call no helper is asked, and none learns it
+        alone: Settings = [("credential.helper", ""), ("http.sslVerify", "true")] if credentials is not None else []
+        script = await asyncio.to_thread(askpass_script, self.scratch)
+        environ = {
+            **self.repository.environment_for_writes(
+                trusted=self.trusted, network=network, settings=[*alone, *settings]
+            ),
+            **environment(credentials, script),
+            "GIT_TRACE2_EVENT": str(trace),
+            "GIT_TRACE2_EVENT_NESTING": "1",
+            **env,
+        }
+        reader = ProgressReader()
+
+        def errors(piece: bytes) -> None:
+            if reader.feed(piece) and reader.current is not None:
+                self.operation.tell_progress(dataclasses.asdict(reader.current))
+
+        await self.ask(_wait_for_others, self.repository.git_dir)
+        command = [program(), *(os.fsdecode(argument) for argument in arguments)]
+        await asyncio.to_thread(os.close, os.open(trace, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        try:
+            folder = Path(os.fsdecode(cwd if cwd is not None else self.repository.top))
+            child = await spawn(command, cwd=folder, env=environ, on_errors=errors)
+            try:
+                feeding = asyncio.create_task(_feed(child.write, child.close_stdin, input))
+                written = bytearray()
+                while piece := await child.read():
+                    if len(written) < MAX_WRITTEN:
+                        written += piece
+                status = await child.wait()
+                await feeding
+            except asyncio.CancelledError:
+                if child.returncode is None:  # it has had the end of its input, and would be waited for in vain
+                    os.kill(child.pid, signal.SIGTERM)
+                raise
+            finally:
+                await child.end()
+            told = await asyncio.to_thread(trace.read_bytes)
+        except OSError as fault:
+            raise WorkspaceError("git_unavailable", f"git can't be started: {fault.strerror}.") from None
+        finally:
+            trace.unlink(missing_ok=True)
+        reader.finish()
+        return Output(status, bytes(written), redact("\n".join(reader.messages), credentials)), told
+
+
+def _wait_for_others(git_dir: bytes) -> None:
+    """Wait a moment for another program's git that is changing the index just now: it takes no longer, or it was killed. Blocks."""
+    end = time.monotonic() + LOCK_PATIENCE_S
+    while os.path.lexists(os.path.join(git_dir, b"index.lock")) and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+async def _feed(write: Callable[[bytes], Any], close: Callable[[], None], data: bytes) -> None:
+    try:
+        if data:
+            await write(data)
+    except BrokenPipeError:
+        pass  # it did not want all of it
+    finally:
+        close()
