@@ -77,7 +77,7 @@ def as_read(case: Case) -> tuple[set[Entry], Counted, set[bytes]]:
         entries |= {(path, None, None, "untracked", None) for path in git("ls-files", "-o", "-z", "--exclude-standard")}
         seen = set(git("diff-files", "--raw", "-z", "--no-renames", "--diff-filter=D")[1::2])
         hidden = seen - work.keys() - stages.keys() - {old for _, old in work.values() if old}
-        return entries, dict(_counts(git("diff", base, "--numstat", "-z", "-M", "--no-ext-diff"))), hidden
+        return entries, dict(_counts(git("diff", base, "--numstat", "-z", "--no-renames", "--no-ext-diff"))), hidden
 
 
 def _changes(fields: list[bytes], unmerged: dict[bytes, str]) -> Iterator[tuple[bytes, tuple[str, bytes | None]]]:

@@ -196,7 +196,7 @@ def load(folder: bytes, git_dir: bytes, common_dir: bytes) -> Configuration:
         output = run(arguments, cwd=folder, env=environment, stop=Stop(), limit=_MAX_LIST, seconds=10.0)
         if output.status != 0 or output.cut:
             raise WorkspaceError(
-                "repository_invalid", "The repository's configuration can't be read.", output=output.err[-1000:]
+                "repository_invalid", "git's configuration can't be read: see output.", output=output.err[-1000:]
             )
         entries = tuple(_parse(output.out, folder))
         named = files.union(path for entry in entries for path in _files_of(entry))

@@ -67,12 +67,15 @@ class Counts:
                     found[change.path] = Count(0, 0)
             else:
                 found[change.path] = known
+        # what the status tells as renamed is compared with its old name, and nothing else: so a count does not depend on its company
+        renamed = [change for change in missing if change.old_path is not None]
+        plain = [change.path for change in missing if change.old_path is None]
         base = oid
-        # a rename is found only where both its names are in one portion
-        for part in portions(_names(missing)):
-            if base is None:
-                base = head(repository) or empty_tree(repository)
-            found.update(_count(repository, base, part, env))
+        for paths, how in ((plain, "--no-renames"), (_both_names(renamed), "--find-renames")):
+            for part in portions(paths):
+                if base is None:
+                    base = head(repository) or empty_tree(repository)
+                found.update(_count(repository, base, part, how, env))
         looks = _Looks(repository)
         for change in missing:
             key = keys[change.path]
@@ -133,16 +136,16 @@ def _key(change: Change, looks: _Looks) -> _Key | None:
     return None if _RECENT in key else key
 
 
-def _names(changes: Sequence[Change]) -> list[bytes]:
+def _both_names(changes: Sequence[Change]) -> list[bytes]:
     return [path for change in changes for path in (change.old_path, change.path) if path is not None]
 
 
 def _count(
-    repository: Repository, base: str, paths: Sequence[bytes], env: dict[str, str]
+    repository: Repository, base: str, paths: Sequence[bytes], renames: str, env: dict[str, str]
 ) -> Iterator[tuple[bytes, Count]]:
     """`git diff --numstat -z` (git-diff(1), "--numstat"): counts and path; of a rename an empty path, then the old and the new one."""
     arguments: list[Argument] = [
-        "diff", "--numstat", "-z", "--no-color", "--no-ext-diff", "--no-textconv", "--no-relative", "--find-renames",
+        "diff", "--numstat", "-z", "--no-color", "--no-ext-diff", "--no-textconv", "--no-relative", renames,
         "--ignore-submodules=all", base, "--", *paths,
     ]  # fmt: skip
     output = repository.run(arguments, env=env)
