@@ -411,6 +411,7 @@ def test_git_runs_only_when_something_happens(serve: Callable[..., Workspace], t
     assert 0 < len([start for start in starts()[begun:] if start.startswith("status")]) <= 3
 
 
+@pytest.mark.long
 def test_nothing_is_left_when_nobody_listens(work: Workspace) -> None:
     def descriptors() -> list[str]:
         folder = f"/proc/{work.server.server_pid}/fd"

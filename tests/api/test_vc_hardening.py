@@ -319,3 +319,49 @@ def test_a_repository_at_which_git_hangs_keeps_no_other_waiting(host: Host) -> N
     with open(hanging.folder / "fifo", "wb", buffering=0):
         for thread in asking:
             thread.join()
+
+
+def test_a_clone_into_a_folder_that_is_not_utf_8(host: Host) -> None:
+    source = host.fresh()
+    source.commit({"a.txt": b"a\n"})
+    given = host.ask("POST", "clone", {"url": str(source.folder), "path_bytes": "cloned-%ff"})
+    assert given.status == 202, given
+    place = f"operations/{given.json['id']}"
+    ended = eventually(lambda: (told := host.ask("GET", place).json)["ended_at"] and told)
+    assert ended["result"] == {"path": "cloned-\ufffd", "path_bytes": "cloned-%FF"}, ended
+    assert os.path.exists(os.path.join(os.fsencode(host.workspace), b"cloned-\xff", b"a.txt"))
+    assert not [name for name in os.listdir(host.workspace) if name.startswith(".workspace-runtime")]
+
+
+def test_messages_without_nul(host: Host) -> None:
+    case = host.fresh()
+    case.commit({"a.txt": b"a\n"})
+    for action, body in (
+        ("stash", {"message": "a\0b"}),
+        ("commit", {"message": "a\0b"}),
+        ("tags", {"name": "t", "message": "a\0b"}),
+    ):
+        assert host.ask("POST", action, body, path=case.path).status == 422, action
+
+
+def test_what_is_stashed_for_a_switch_that_is_cancelled_is_told(host: Host, tmp_path: Path) -> None:
+    case = host.fresh()
+    case.commit({"a.txt": b"a\n", "b.bin": b"b\n"})
+    case.git("switch", "--quiet", "--create", "other")
+    case.commit({"b.bin": b"other\n"})
+    case.git("switch", "--quiet", "main")
+    (case.folder / "a.txt").write_text("precious\n")
+    (tmp_path / "slow").write_text(f"#!/bin/sh\n: > '{tmp_path}/in-filter'\nexec sleep 60\n")
+    (tmp_path / "slow").chmod(0o755)
+    case.git("config", "filter.slow.smudge", str(tmp_path / "slow"))
+    (case.folder / ".git" / "info" / "attributes").write_text("*.bin filter=slow\n")
+    body = {"branch": "other", "local_changes": "stash"}
+    switching = threading.Thread(target=host.ask, args=("POST", "checkout", body), kwargs={"path": case.path})
+    switching.start()
+    eventually((tmp_path / "in-filter").exists)
+    operation = host.ask("GET", "operations").json["items"][0]
+    ended = host.ask("DELETE", f"operations/{operation['id']}").json
+    switching.join()
+    assert ended["status"] == "cancelled"
+    assert ended["error"]["stash"] == case.git("rev-parse", "refs/stash")
+    assert case.git("show", "refs/stash:a.txt") == "precious"

@@ -524,7 +524,7 @@ async def test_what_changes_nothing_leaves_the_time_of_change(tmp_path: Path) ->
     agent = ScriptedAgent()
     async with manager_of(tmp_path, agent) as manager:
         session = await manager.create(NewSession("scripted"))
-        await idle(session)
+        await until(lambda: manager.view(session)["status"] == "idle")  # what is seen comes after what is so
         changed = manager.view(session)["updated_at"]
         assert await session.actor.interrupt() is None
     async with manager_of(tmp_path, agent) as manager:  # neither does a restart

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from workspace_runtime.errors import WorkspaceError
-from workspace_runtime.paths import WorkspaceRoot, refusal, shown
+from workspace_runtime.paths import WorkspaceRoot, path_bytes, refusal, shown
 from workspace_runtime.processes import finish
 
 from .credentials import Credentials, carries_password, check_url
@@ -44,9 +44,14 @@ async def init(
     before = await work.ask(os.path.lexists, entry)
     # a link, or a file that names a folder elsewhere: git would write there
     if before and not bare and not await work.ask(_is_folder, entry):
-        return {"path": shown(path), "created": False}
+        return {**_named(path), "created": False}
     await work.git(["init", "--quiet", *how, *(["--bare"] if bare else [])], cwd=folder)
-    return {"path": shown(path), "created": not before}
+    return {**_named(path), "created": not before}
+
+
+def _named(path: bytes) -> dict[str, Any]:
+    encoded = path_bytes(path)
+    return {"path": shown(path), **({"path_bytes": encoded} if encoded else {})}
 
 
 def _is_folder(path: bytes) -> bool:
@@ -118,7 +123,7 @@ async def clone(
         raise
     finally:
         await finish(asyncio.to_thread(remove, temporary))
-    return {"path": shown(path)}
+    return _named(path)
 
 
 def prepared(url: str, username: str | None, token: str | None) -> Credentials | None:

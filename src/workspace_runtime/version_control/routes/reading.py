@@ -85,12 +85,17 @@ async def version_control_branches(
 
 @router.get("/tags", response_model=history.TagPage, summary="List tags")
 async def version_control_tags(
-    request: Request, path: Where = "", path_bytes: Encoded = None, limit: Limit = 50, cursor: Cursor = None
+    request: Request,
+    path: Where = "",
+    path_bytes: Encoded = None,
+    q: Annotated[str | None, Query(max_length=1000, description="A part of the name.")] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
 ) -> Response:
     """Tags, the newest first."""
     return answer(
         await room(request).reading(
-            lambda repository, _: refs.tags(repository, limit=limit, cursor=cursor), where(request)
+            lambda repository, _: refs.tags(repository, q=q, limit=limit, cursor=cursor), where(request)
         )
     )
 

@@ -212,6 +212,7 @@ class MadeView(BaseModel):
     """A repository that was made."""
 
     path: str
+    path_bytes: str | None = None
     created: bool = True
 
 
