@@ -10,8 +10,9 @@ import pytest
 
 from support.git_home import Sandbox
 from workspace_runtime.paths import WorkspaceRoot
+from workspace_runtime.version_control.discovery import Known, find
 from workspace_runtime.version_control.git import Stop
-from workspace_runtime.version_control.repository import Known, Repository, find
+from workspace_runtime.version_control.repository import Repository
 
 
 @contextmanager

@@ -18,8 +18,9 @@ from .configuration import Settings
 from .failures import failure
 from .git import Argument
 from .objects import commits_named, directory, look, missing, tree_entry
+from .plain_files import must_be_a_file
 from .refs import relative
-from .repository import Repository, must_be_a_file
+from .repository import Repository
 from .revisions import head, resolve
 
 # git's own words for a whole file of lines that each are another commit's.

@@ -5,7 +5,8 @@ from typing import Any
 from .diff import Diff, files_of
 from .lists import operation
 from .log import log
-from .repository import Repository, line_of
+from .plain_files import line_of
+from .repository import Repository
 from .revisions import empty_tree, head
 from .switching import where
 

@@ -12,8 +12,9 @@ from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import path_bytes, shown
 
 from .objects import look, text, when
+from .plain_files import line_of
 from .refs import relative
-from .repository import Repository, line_of
+from .repository import Repository
 
 _STASH = re.compile(r"(?:WIP on|On) (.+?): (.*)", re.DOTALL)
 _ID = re.compile(rb"[0-9a-f]{40}([0-9a-f]{24})?")

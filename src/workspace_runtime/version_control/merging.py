@@ -8,12 +8,14 @@ from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import shown
 
 from .lists import conflicts, operation
-from .repository import Repository, line_of
+from .plain_files import line_of
+from .repository import Repository
 from .revisions import full_name, head, resolve
 from .staging import FROM_INPUT, listed
 from .switching import where
 from .work import Work
 
+_MAX_TODO = 16 * 1024 * 1024
 Fast = Literal["ff", "ff-only", "no-ff", "squash"]
 Kind = Literal["merge", "rebase", "am", "cherry-pick", "revert", "bisect"]
 Step = Literal["continue", "abort", "skip"]
@@ -82,7 +84,7 @@ async def proceed(work: Work, *, kind: Kind, step: Step) -> dict[str, Any]:
 
 def _has_commands(repository: Repository) -> bool:
     """Whether what is left of a rebase runs commands (git-rebase(1), `exec`)."""
-    todo = line_of(os.path.join(repository.git_dir, b"rebase-merge/git-rebase-todo")) or b""
+    todo = line_of(os.path.join(repository.git_dir, b"rebase-merge/git-rebase-todo"), _MAX_TODO) or b""
     return any(line.split(b" ")[0] in (b"exec", b"x") for line in todo.split(b"\n"))
 
 

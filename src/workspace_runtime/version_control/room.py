@@ -23,9 +23,10 @@ from workspace_runtime.paths import WorkspaceRoot, shown
 from workspace_runtime.threads import done
 
 from .cloning import remove
+from .discovery import Known, find
 from .git import Stop, StoppedError
 from .operations import Operation, Operations
-from .repository import Known, Repository, find
+from .repository import Repository
 from .status import Status, Untracked
 from .work import Work
 

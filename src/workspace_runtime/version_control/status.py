@@ -19,11 +19,12 @@ from workspace_runtime.paths import WorkspaceRoot, path_bytes, shown
 
 from .configuration import Settings
 from .counts import Count, Counts
+from .discovery import Known, find
 from .failures import failure
 from .git import Argument, succeeded
 from .index_copy import IndexCopy
 from .lists import operation
-from .repository import Known, Repository, find
+from .repository import Repository
 from .revisions import current_branch
 from .status_output import CHANGES, CONFLICTS, Change, Parsed, parse
 

@@ -1,0 +1,41 @@
+"""Reading the small files of a repository's folder by ourselves: never one that would keep us waiting, never more than a little."""
+
+import os
+import stat
+
+from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.paths import kind_of, shown
+
+_MAX_TEXT = 8192
+
+
+def must_be_a_file(path: bytes) -> None:
+    """Raises `WorkspaceError` (`repository_invalid`) where this is something that git would wait for, such as a FIFO."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode):
+        raise invalid(path, f"is {kind_of(mode)}")
+
+
+def line_of(path: bytes, most: int = _MAX_TEXT) -> bytes | None:
+    """The text of a file, at `most` so many bytes, without the end of its last line; None where there is none. Never waits."""
+    try:
+        opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        if not stat.S_ISREG(os.fstat(opened).st_mode):
+            return None
+        return os.read(opened, most).rstrip(b"\r\n")
+    except OSError:
+        return None
+    finally:
+        os.close(opened)
+
+
+def invalid(path: bytes, what: str) -> WorkspaceError:
+    """The refusal for a file of a repository that is not as it must be."""
+    name = b"/".join(path.split(b"/")[-2:])
+    return WorkspaceError("repository_invalid", f"{shown(name)!r} of the repository {what}.")
