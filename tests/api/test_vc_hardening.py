@@ -277,6 +277,23 @@ def test_an_amend_that_changes_nothing(host: Host) -> None:
         assert case.post("commit", amend=True)["oid"] == case.git("rev-parse", "HEAD")
 
 
+def test_an_author_commits_where_git_knows_nobody(tmp_path: Path) -> None:
+    box = Sandbox(tmp_path / "elsewhere")
+    with running(tmp_path, env={"EMAIL": ""}) as server, server.client() as client:
+        case = Host(server, box, client).init("")
+        (case.folder / "a.txt").write_text("a\n")
+        case.post("stage", all=True)
+        assert case.host.ask("POST", "commit", {"message": "x"}).code == "identity_missing"
+        made = case.post("commit", message="x", author={"name": "Eve", "email": "eve@example.org"})["commit"]
+        assert made["author"]["name"] == made["committer"]["name"] == "Eve"
+        case.git("config", "user.name", "Ada")
+        case.git("config", "user.email", "ada@example.org")
+        again = case.post("commit", message="y", amend=True, author={"name": "Eve", "email": "eve@example.org"})[
+            "commit"
+        ]
+        assert (again["author"]["name"], again["committer"]["name"]) == ("Eve", "Ada")
+
+
 def test_two_who_look_do_not_keep_a_lock(host: Host) -> None:
     case = host.fresh()
     case.commit({"a.txt": b"a\n"})

@@ -7,6 +7,7 @@ from typing import Any
 
 from workspace_runtime.errors import WorkspaceError
 
+from .configuration import Settings
 from .lists import operation
 from .log import log
 from .revisions import head
@@ -36,11 +37,19 @@ async def commit(
     if message is None and not amend and merging is None:
         raise WorkspaceError("message_missing", "A commit needs a message.")
     arguments = ["commit", "--quiet"]
+    committer: Settings = []
     if author is not None:
         name, email = author
         if not (_PERSON.fullmatch(name.strip()) and _PERSON.fullmatch(email.strip())):
             raise WorkspaceError("identity_invalid", "author: name and email must be one line of text without < and >.")
         arguments.append(f"--author={name.strip()} <{email.strip()}>")
+        # where git knows nobody else, the author has also committed it; what the environment says of the committer goes before
+        known = repository.configuration
+        committer = [
+            (key, value.strip())
+            for key, value in (("user.name", name), ("user.email", email))
+            if known.last(key) is None
+        ]
     arguments += [flag for flag, wanted in (("--all", every), ("--amend", amend), ("--signoff", signoff)) if wanted]
     async with contextlib.AsyncExitStack() as stack:
         if message is None:
@@ -49,7 +58,7 @@ async def commit(
             arguments.append(f"--file={await stack.enter_async_context(work.message(message))}")
         if paths:
             arguments += ["--only", *FROM_INPUT]
-        await work.git(arguments, input=listed(repository, paths))
+        await work.git(arguments, input=listed(repository, paths), settings=committer)
     after = await work.ask(head, repository)
     if after is None:
         raise WorkspaceError("nothing_to_commit", "There was nothing to commit.")
