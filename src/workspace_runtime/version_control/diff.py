@@ -1,16 +1,14 @@
 """Differences: of the working tree, of the index, between revisions, and of one commit."""
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import from_path_bytes, path_bytes, shown
 
+from .answers import tagged_json
 from .diff_output import CONFIG, arguments, parse, parse_words
 from .failures import failure
 from .git import Argument, succeeded
@@ -41,7 +39,7 @@ class Diff:
 def diff(repository: Repository, asked: Diff) -> tuple[bytes, str]:
     """The difference as JSON, and its entity tag. Blocks. Raises `ref_not_found` and others."""
     command, sides = _command(repository, asked)
-    return answer({"target": asked.target, **sides, **files_of(repository, command, asked)})
+    return tagged_json({"target": asked.target, **sides, **files_of(repository, command, asked)})
 
 
 def diff_text(repository: Repository, asked: Diff) -> bytes:
@@ -62,14 +60,7 @@ def show(repository: Repository, ref: str, asked: Diff) -> tuple[bytes, str]:
     facts = commit_facts(repository, oid)
     parents = facts["parents"]
     command: list[str] = ["diff", parents[0] if parents else empty_tree(repository), oid]
-    return answer({"commit": facts, **files_of(repository, command, asked)})
-
-
-def answer(body: dict[str, Any]) -> tuple[bytes, str]:
-    """The JSON with its entity tag, which is also a member."""
-    data = orjson.dumps(body)
-    etag = f'"{hashlib.blake2b(data, digest_size=12).hexdigest()}"'
-    return b'{"etag":%b,%b' % (orjson.dumps(etag), data[1:]), etag
+    return tagged_json({"commit": facts, **files_of(repository, command, asked)})
 
 
 def files_of(repository: Repository, command: Sequence[Argument], asked: Diff) -> dict[str, Any]:

@@ -4,7 +4,6 @@ What makes it fast is git's own (`index_copy.py`), so whatever any program has c
 looked at by runs with their own settings, since git would run the filters that they name, and lines are counted (`counts.py`).
 """
 
-import hashlib
 import os
 import re
 import stat
@@ -12,11 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
-
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import WorkspaceRoot, path_bytes, shown
 
+from .answers import tagged_json
 from .configuration import Settings
 from .counts import Count, Counts
 from .discovery import Known, find
@@ -25,7 +23,7 @@ from .git import Argument, succeeded
 from .index_copy import IndexCopy
 from .lists import operation
 from .repository import Repository
-from .revisions import current_branch
+from .revisions import current_branch, head
 from .status_output import CHANGES, CONFLICTS, Change, Parsed, parse
 
 Untracked = Literal["all", "normal", "no"]
@@ -52,7 +50,7 @@ class Status:
     def read(self, repository: Repository, *, untracked: Untracked = "all", ignored: bool = False) -> tuple[bytes, str]:
         """The state as JSON, and its entity tag. Blocks. Raises as `Repository.read`."""
         if repository.bare:
-            return _answer(_bare(repository))
+            return tagged_json(_bare(repository))
         cached = self._copy.refresh(repository.configuration.entries)
         env = {"GIT_INDEX_FILE": str(self._copy.path)} if cached else {}
         # only the usual question may write what it has found out: another one would take that away
@@ -73,7 +71,7 @@ class Status:
             parsed = _asked(repository, command, settings, env)
         changes = self._with_submodules(repository, parsed.changes)
         counts = self._counts.of(repository, changes[:MAX_FILES], env, parsed.oid)
-        return _answer(_body(repository, parsed, changes, counts))
+        return tagged_json(_body(repository, parsed, changes, counts))
 
     def forget(self) -> None:
         """Remove what is kept on the disk."""
@@ -247,12 +245,5 @@ def _submodule(letters: str | None) -> dict[str, bool] | None:
 
 def _bare(repository: Repository) -> dict[str, Any]:
     """A bare repository: it has branches, and no files."""
-    output = repository.run(["rev-parse", "--verify", "--quiet", "--end-of-options", "HEAD^{commit}"])
-    parsed = Parsed(oid=output.out.decode().strip() or None, branch=current_branch(repository))
+    parsed = Parsed(oid=head(repository), branch=current_branch(repository))
     return _body(repository, parsed, [], {})
-
-
-def _answer(body: dict[str, Any]) -> tuple[bytes, str]:
-    """The JSON with its entity tag, which is also a member."""
-    digest = hashlib.blake2b(orjson.dumps(body), digest_size=12).hexdigest()
-    return orjson.dumps({"etag": f'"{digest}"', **body}), f'"{digest}"'

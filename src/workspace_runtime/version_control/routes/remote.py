@@ -10,12 +10,19 @@ from workspace_runtime.sse import ServerSentEvents
 
 from .. import cloning, remotes
 from ..operations import Operation
+from ..room import Write
 from ..schemas import bodies, views
 from .door import Encoded, Wait, Where, answer, changed, room, told, where
 
 router = APIRouter()
 Named = Annotated[str, Path(max_length=1000)]
 ACCEPTED = {202: {"model": views.OperationView, "description": "Begun: with `wait=false`."}}
+
+
+async def _reaching_out(request: Request, kind: str, call: Write, *, wait: bool, worktree: bool = True) -> Response:
+    """Begin work that speaks with another repository, and answer its result or, with 202, the operation."""
+    operation = await room(request).begin(kind, where(request), call, kept=True, patient=not wait, worktree=worktree)
+    return await told(request, operation, wait=wait)
 
 
 @router.post("/push", response_model=views.PushView, responses=ACCEPTED, summary="Push")  # type: ignore[arg-type]
@@ -28,9 +35,9 @@ async def version_control_push(
 ) -> Response:
     """Push a branch. Refused by the remote: 409 `push_rejected`, with what became of each ref."""
     asked = body or bodies.PushBody()
-    operation = await room(request).begin(
+    return await _reaching_out(
+        request,
         "push",
-        where(request),
         lambda work: remotes.push(
             work,
             remote=asked.remote,
@@ -40,11 +47,9 @@ async def version_control_push(
             username=asked.username,
             token=asked.secret,
         ),
-        kept=True,
-        patient=not wait,
+        wait=wait,
         worktree=False,
     )
-    return await told(request, operation, wait=wait)
 
 
 @router.post("/pull", response_model=views.PullView, responses=ACCEPTED, summary="Pull")  # type: ignore[arg-type]
@@ -57,9 +62,9 @@ async def version_control_pull(
 ) -> Response:
     """Fetch, and bring it into the current branch. Diverged and no mode said or configured: 409 `diverged`."""
     asked = body or bodies.PullBody()
-    operation = await room(request).begin(
+    return await _reaching_out(
+        request,
         "pull",
-        where(request),
         lambda work: remotes.pull(
             work,
             remote=asked.remote,
@@ -69,10 +74,8 @@ async def version_control_pull(
             username=asked.username,
             token=asked.secret,
         ),
-        kept=True,
-        patient=not wait,
+        wait=wait,
     )
-    return await told(request, operation, wait=wait)
 
 
 @router.post("/fetch", response_model=views.FetchView, responses=ACCEPTED, summary="Fetch")  # type: ignore[arg-type]
@@ -85,17 +88,15 @@ async def version_control_fetch(
 ) -> Response:
     """Get what is new at a remote, or at all. Answers the refs that have changed."""
     asked = body or bodies.FetchBody()
-    operation = await room(request).begin(
+    return await _reaching_out(
+        request,
         "fetch",
-        where(request),
         lambda work: remotes.fetch(
             work, remote=asked.remote, every=asked.all, prune=asked.prune, username=asked.username, token=asked.secret
         ),
-        kept=True,
-        patient=not wait,
+        wait=wait,
         worktree=False,
     )
-    return await told(request, operation, wait=wait)
 
 
 @router.post(
