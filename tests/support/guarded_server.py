@@ -117,11 +117,15 @@ class Guarded:
     def connect(self, host: str = "127.0.0.1", *, bind: tuple[str, int] | None = None) -> socket.socket:
         """A raw connection."""
         client = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        client.settimeout(TIMEOUT_S)
-        if bind is not None:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            client.bind(bind)
-        client.connect((host, self.port))
+        try:
+            client.settimeout(TIMEOUT_S)
+            if bind is not None:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                client.bind(bind)
+            client.connect((host, self.port))
+        except BaseException:
+            client.close()
+            raise
         return client
 
     def talk(self, data: bytes, host: str = "127.0.0.1") -> bytes:
