@@ -207,7 +207,8 @@ class Listener:
     @property
     def events(self) -> list[Json]:
         """The events so far."""
-        return [orjson.loads(line[6:]) for line in self.said.split("\n") if line.startswith("data: ")]
+        whole = self.said.rpartition("\n")[0]
+        return [orjson.loads(line[6:]) for line in whole.split("\n") if line.startswith("data: ")]
 
     def to_the_end(self) -> list[Json]:
         """All events, once the server has ended the stream."""

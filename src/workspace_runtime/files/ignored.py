@@ -2,7 +2,8 @@
 
 The rules are git's (gitignore(5)): a folder's own `.gitignore` before those above it, then `.git/info/exclude`, then the user's
 global file; within a file the last pattern that fits decides; what lies in an ignored folder is ignored. A nested repository has
-rules of its own. Patterns are matched by `pathspec`. What the index holds is not asked: a file that is tracked although a
+rules of its own. Patterns are read by `pathspec`, and asked level by level as git does: of each name by itself, never of what is
+below a name that fits. What the index holds is not asked: a file that is tracked although a
 pattern fits counts as ignored, as it does for ripgrep.
 
 Without a repository around, three folders that tools fill count as ignored: `node_modules`, `.venv`, `__pycache__`.
@@ -10,19 +11,25 @@ Without a repository around, three folders that tools fill count as ignored: `no
 
 import functools
 import os
+import re
 import stat
 import subprocess
 from dataclasses import dataclass
 
-from pathspec import GitIgnoreSpec
+from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 from workspace_runtime.paths import WorkspaceRoot
 
 WITHOUT_GIT = ("node_modules/", ".venv/", "__pycache__/")
 MAX_RULES_BYTES = 1024 * 1024
 
+# a file's patterns, the last one first: what a whole path must be, a folder's with a `/` at its end, and whether it is ignored then
+_Patterns = tuple[tuple[re.Pattern[str], bool], ...]
 # a file's patterns, and the length of the path (from the top of the rules) up to the folder they are relative to
-_Layer = tuple[GitIgnoreSpec, int]
+_Layer = tuple[_Patterns, int]
+# of a pattern that ends with `/**` pathspec would take the folder before it too, and of these two any part of a path
+_BELOW = re.compile(r"(?<=/)\*\*(?=/?$)")
+_WHOLE = {".": ".*", "(?P<ps_d>/)": ".*/"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +44,11 @@ class Rules:
         if name == ".git":
             return True
         path = f"{self.path}{name}/" if is_dir else f"{self.path}{name}"
-        for spec, start in reversed(self.layers):
-            fits = spec.check_file(path[start:]).include
-            if fits is not None:
-                return fits
+        for patterns, start in reversed(self.layers):
+            below = path[start:]
+            for pattern, ignored in patterns:
+                if pattern.fullmatch(below):
+                    return ignored
         return False
 
     def below(self, name: str, folder: int) -> "Rules":
@@ -54,8 +62,8 @@ class Rules:
             layers: tuple[_Layer, ...] = (*_global_layers(len(self.path)), *_exclude_layers(folder, len(self.path)))
         else:
             layers = self.layers
-        own = _read_spec(folder, ".gitignore")
-        if own is not None:
+        own = _read(folder, ".gitignore")
+        if own:
             layers = (*layers, (own, len(self.path)))
         return self if layers is self.layers else Rules(self.path, layers)
 
@@ -92,7 +100,7 @@ def root_rules(root: WorkspaceRoot) -> Rules:
 
 
 def _alone(root: WorkspaceRoot) -> Rules:
-    return Rules("", ((GitIgnoreSpec.from_lines(WITHOUT_GIT), 0),)).here(root.fd)
+    return Rules("", ((_patterns("\n".join(WITHOUT_GIT)), 0),)).here(root.fd)
 
 
 def _has(folder: int, name: str) -> bool:
@@ -103,7 +111,7 @@ def _has(folder: int, name: str) -> bool:
     return True
 
 
-def _read_spec(folder: int, name: str) -> GitIgnoreSpec | None:
+def _read(folder: int, name: str) -> _Patterns | None:
     """The patterns of a file, None where there is none. As git, never through a link; never a FIFO."""
     try:
         status = os.stat(name, dir_fd=folder, follow_symlinks=False)
@@ -115,21 +123,21 @@ def _read_spec(folder: int, name: str) -> GitIgnoreSpec | None:
     with os.fdopen(opened, "rb") as file:
         if not stat.S_ISREG(os.fstat(opened).st_mode):
             return None
-        return _spec(os.fsdecode(file.read(MAX_RULES_BYTES)))
+        return _patterns(os.fsdecode(file.read(MAX_RULES_BYTES)))
 
 
 @functools.lru_cache(maxsize=512)
-def _spec(text: str) -> GitIgnoreSpec | None:
+def _patterns(text: str) -> _Patterns:
     lines = [line.rstrip("\r") for line in text.removeprefix("\ufeff").split("\n")]
-    lines = [line for line in lines if line and not line.startswith("#")]
     patterns = []
-    for line in lines:
+    for line in reversed(lines):
         try:
-            GitIgnoreSpec.from_lines([line])
+            regex, ignored = GitIgnoreSpecPattern.pattern_to_regex(_BELOW.sub("**/*", line))
         except ValueError:  # git takes no pattern as an error: it fits nothing
             continue
-        patterns.append(line)
-    return GitIgnoreSpec.from_lines(patterns) if patterns else None
+        if regex is not None and ignored is not None:
+            patterns.append((re.compile(_WHOLE.get(regex, regex), re.DOTALL), ignored))
+    return tuple(patterns)
 
 
 def _exclude_layers(folder: int, start: int) -> tuple[_Layer, ...]:
@@ -139,20 +147,20 @@ def _exclude_layers(folder: int, start: int) -> tuple[_Layer, ...]:
     except OSError:
         return ()
     try:
-        spec = _read_spec(info, "exclude")
+        patterns = _read(info, "exclude")
     finally:
         os.close(info)
-    return ((spec, start),) if spec is not None else ()
+    return ((patterns, start),) if patterns else ()
 
 
 def _global_layers(start: int) -> tuple[_Layer, ...]:
     """The user's global file."""
     try:
         with open(global_file(), "rb") as file:
-            spec = _spec(os.fsdecode(file.read(MAX_RULES_BYTES)))
+            patterns = _patterns(os.fsdecode(file.read(MAX_RULES_BYTES)))
     except OSError:
         return ()
-    return ((spec, start),) if spec is not None else ()
+    return ((patterns, start),) if patterns else ()
 
 
 @functools.cache
