@@ -116,7 +116,9 @@ async def create_app(config: Config, agents: Iterable[Agent] | None = None) -> A
             )
             stack.callback(files.close)
             version_control = VersionControl(root, state.path, state.runtime, trusted=config.trust_repository)
-            board: Board = Board([FilesTopic(root), StatsTopic(config.root), GitTopic(version_control, lambda: board)])
+            changes, repositories = FilesTopic(root), GitTopic(version_control, lambda: board)
+            changes.repositories = repositories.repositories_moved
+            board: Board = Board([changes, StatsTopic(config.root), repositories])
             manager = SessionManager(
                 log,
                 root,

@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from support.asking import ask
+from support.processes import watches
 from support.server import TIMEOUT_S, JsonObject, ServerProcess, eventually, running
 from workspace_runtime.streams import live_protocol
 
@@ -313,21 +314,14 @@ def test_everything_a_slow_client_missed_is_a_resync(server: ServerProcess, root
 
 def test_nothing_is_watched_when_nobody_listens(tmp_path: Path) -> None:
     with running(tmp_path) as server:
-
-        def watches() -> int:
-            return sum(
-                "inotify" in os.readlink(f"/proc/{server.server_pid}/fd/{name}")
-                for name in os.listdir(f"/proc/{server.server_pid}/fd")
-                if os.path.islink(f"/proc/{server.server_pid}/fd/{name}")
-            )
-
-        before = watches()
+        pid = server.server_pid
+        before = watches(pid)
         with Listener(server).socket:
-            eventually(lambda: watches() == before + 1)
-        eventually(lambda: watches() == before)
+            eventually(lambda: watches(pid) == before + 1)
+        eventually(lambda: watches(pid) == before)
         # and again
         with Listener(server).socket:
-            eventually(lambda: watches() == before + 1)
+            eventually(lambda: watches(pid) == before + 1)
 
 
 def test_a_stop_lets_listeners_go_with_1012(tmp_path: Path) -> None:

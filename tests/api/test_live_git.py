@@ -5,7 +5,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from websockets.sync.client import ClientConnection, connect
 
 from support.git_home import Sandbox
+from support.processes import watches
 from support.server import TIMEOUT_S, JsonObject, ServerProcess, eventually, running
 from workspace_runtime.streams import live_protocol
 
@@ -30,6 +31,7 @@ class Listener:
 
     def __init__(self, server: ServerProcess, query: str = "?topics=git") -> None:
         url = f"{server.url.replace('http', 'ws', 1)}/api/v1/ws{query}"
+        self.files: list[JsonObject] = []
         self.socket: ClientConnection = connect(url, max_size=None, proxy=None, open_timeout=TIMEOUT_S)
 
     def _next(self, timeout: float) -> JsonObject | None:
@@ -40,6 +42,8 @@ class Listener:
             except TimeoutError:
                 return None
             FRAMES.validate_python(frame)
+            if frame["type"] == "file_changed":
+                self.files.append(frame)
             if frame["type"].startswith("git_"):
                 return frame
         return None
@@ -343,6 +347,105 @@ def test_a_submodule(work: Workspace) -> None:
     assert work.told() == ["status"]
 
 
+def test_what_is_tracked_in_a_folder_that_git_ignores(work: Workspace) -> None:
+    work.box.commit(work.root, {".gitignore": b"build/\n"}, "ignore")
+    (work.root / "build/deep/er").mkdir(parents=True)
+    for name in ("build/keep", "build/deep/er/keep", "build/other"):
+        work.write(name, "one\n")
+    work.listener.event()
+    work.listener.later()
+    work.git("add", "-f", "build/keep", "build/deep/er/keep")
+    assert work.told() == ["status"]
+    work.git("commit", "-qm", "keep")
+    assert work.told() == ["status", "head", "refs"]
+    work.write("build/keep", "two\n")
+    assert work.told() == ["status"]
+    work.write("build/other", "two\n")
+    work.nothing_is_told()
+    (work.root / "build/keep").chmod(0o755)
+    work.write("build/keep", "one\n")
+    assert work.told() == ["status"]
+    (work.root / "build/keep").chmod(0o644)
+    assert work.told() == ["status"]
+    with (work.root / "build/keep").open("a") as file:
+        file.write("more\n")
+        file.flush()  # and it is not closed
+        assert work.told() == ["status"]
+    work.git("checkout", "-q", "build/keep")
+    assert work.told() == ["status"]
+    # folders on the way go and come
+    (work.root / "build/deep").rename(work.root / "build/moved")
+    assert work.told() == ["status"]
+    (work.root / "build/moved").rename(work.root / "build/deep")
+    assert work.told() == ["status"]
+    work.write("build/deep/er/keep", "two\n")
+    assert work.told() == ["status"]
+    subprocess.run(["rm", "-rf", "build"], cwd=work.root, check=True)
+    work.listener.event()
+    work.listener.later()
+    (work.root / "build/deep/er").mkdir(parents=True)
+    work.nothing_is_told()
+    work.write("build/deep/er/keep", "one\n")
+    assert work.told() == ["status"]
+
+
+def test_a_folder_that_is_ignored_from_now_on(work: Workspace) -> None:
+    (work.root / "build").mkdir()
+    work.box.commit(work.root, {"build/keep": b"one\n"}, "keep")
+    work.listener.event()
+    work.listener.later()
+    for rules in (".gitignore", ".git/info/exclude"):
+        work.write(rules, "build/\n.gitignore\n")
+        assert work.listener.later() == []
+        for text in ("two\n", "one\n"):
+            work.write("build/keep", text)
+            assert work.told() == ["status"]
+        (work.root / rules).unlink()
+        work.nothing_is_told()
+
+
+def test_a_submodule_that_has_its_repository_in_it(work: Workspace) -> None:
+    sub = work.box.init("workspace/libs/sub")
+    work.box.commit(sub, {"f": b"one\n"}, "first")
+    work.git("add", "libs/sub")
+    work.git("commit", "-qm", "sub")
+    work.listener.event()
+    work.listener.later()
+    work.git("commit", "-q", "--allow-empty", "-m", "inside", cwd=sub)
+    assert work.told() == ["status"]
+    assert work.status()["files"][0]["submodule"]["commit_changed"]
+    work.git("reset", "-q", "--soft", "HEAD~1", cwd=sub)
+    assert work.told() == ["status"]
+    # it goes, and comes again
+    sub.rename(work.root / "elsewhere")
+    work.listener.event()
+    work.listener.later()
+    (work.root / "elsewhere").rename(sub)
+    work.listener.event()
+    work.listener.later()
+    (sub / ".git").rename(work.root / ".git/kept")
+    work.listener.later()
+    (work.root / ".git/kept").rename(sub / ".git")
+    work.listener.later()
+    work.git("commit", "-q", "--allow-empty", "-m", "inside", cwd=sub)
+    assert work.told() == ["status"]
+
+
+def test_an_untracked_folder_becomes_a_repository(work: Workspace) -> None:
+    (work.root / "new/in").mkdir(parents=True)
+    work.write("new/in/f", "")
+    assert work.told() == ["status"]
+    work.listener.files.clear()
+    for _ in range(2):
+        work.git("init", "-q", "new/in")
+        assert work.told() == ["status"]
+        assert [file["path"] for file in work.status()["files"]] == ["new/in/"]
+        subprocess.run(["rm", "-rf", "new/in/.git"], cwd=work.root, check=True)
+        assert work.told() == ["status"]
+        assert [file["path"] for file in work.status()["files"]] == ["new/in/f"]
+    assert work.listener.files == []
+
+
 def test_names_that_are_not_utf8(work: Workspace) -> None:
     inner = os.path.join(os.fsencode(work.root), b"caf\xe9")
     subprocess.run(["git", "init", "-q", inner], env=work.box.env, check=True)
@@ -413,26 +516,22 @@ def test_git_runs_only_when_something_happens(serve: Callable[..., Workspace], t
 
 @pytest.mark.long
 def test_nothing_is_left_when_nobody_listens(work: Workspace) -> None:
-    def descriptors() -> list[str]:
-        folder = f"/proc/{work.server.server_pid}/fd"
-        return [
-            os.readlink(f"{folder}/{name}")
-            for name in os.listdir(folder)
-            if os.path.islink(f"{folder}/{name}") and "inotify" in os.readlink(f"{folder}/{name}")
-        ]
-
     def threads() -> list[str]:
         folder = Path(f"/proc/{work.server.server_pid}/task")
-        return [(task / "comm").read_text().strip() for task in folder.iterdir()]
+        found = []
+        for task in folder.iterdir():
+            with suppress(OSError):  # it has ended meanwhile
+                found.append((task / "comm").read_text().strip())
+        return found
 
-    assert len(descriptors()) == 2
+    assert watches(work.server.server_pid) == 2
     work.listener.socket.close()
-    eventually(lambda: descriptors() == [])
+    eventually(lambda: watches(work.server.server_pid) == 0)
     # and again
     again = Listener(work.server)
     with again.socket:
         work.git("tag", "v1")
         assert again.event()["changed"] == ["refs"]
         count = len(threads())
-        assert len(descriptors()) == 2
-    eventually(lambda: descriptors() == [] and len(threads()) < count)
+        assert watches(work.server.server_pid) == 2
+    eventually(lambda: watches(work.server.server_pid) == 0 and len(threads()) < count)

@@ -7,6 +7,7 @@ import itertools
 import mmap
 import os
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,16 @@ class Walk:
             self.map,
             self.through_a_link,
         ] * 2
-        steps += [self.rename, self.delete, self.mode, self.folders, self.link, self.ignore, self.configure] * 2
+        steps += [
+            self.rename,
+            self.delete,
+            self.mode,
+            self.folders,
+            self.link,
+            self.ignore,
+            self.configure,
+            self.inner,
+        ] * 2
         steps += [self.git] * 12 + [self.api] * 6
         chosen: Callable[[], str] = self.random.choice(steps)
         self.told.append(f"{chosen.__name__} {chosen()}")
@@ -191,6 +201,16 @@ class Walk:
         else:
             self.path(f"{folder.relative_to(self.case.folder)}/x")
         return folder.name
+
+    def inner(self) -> str:
+        """Another repository in a folder comes or goes."""
+        folder = self.case.folder / self.random.choice(["other/deep/empty", "new folder", "plain"])
+        if (folder / ".git").is_dir():
+            shutil.rmtree(folder / ".git")
+            return f"{folder.name} goes"
+        self.path(f"{folder.relative_to(self.case.folder)}/x")
+        self.case.attempt("init", "-q", str(folder))
+        return f"{folder.name} comes"
 
     def link(self) -> str:
         path = self.path(self.name())

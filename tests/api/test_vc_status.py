@@ -1,6 +1,7 @@
 """`status` by HTTP: each state of a repository, made by real git, is shown as it is."""
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -333,3 +334,52 @@ def test_counts_follow_attributes_and_configuration(case: Case) -> None:
     assert count() == (3, 1, False)
     case.git("config", "core.autocrlf", "true")
     assert count() == (2, 0, False)
+
+
+@pytest.mark.parametrize("inside", [{}, {"x.log": b"ignored\n"}], ids=["empty", "only-ignored"])
+def test_a_repository_that_comes_and_goes_in_a_folder_with_nothing_to_tell(
+    here: Host, inside: dict[str, bytes]
+) -> None:
+    case = here.fresh()
+    case.commit({"a": b"a\n", ".gitignore": b"*.log\n"})
+    folder = case.folder / "n/inner"
+    folder.mkdir(parents=True)
+    for name, content in inside.items():
+        (folder / name).write_bytes(content)
+    for path in (folder, folder.parent, case.folder):
+        os.utime(path, (1_700_000_000, 1_700_000_000))  # long enough ago for git to rely on it
+    for _ in range(2):
+        assert case.get("status")["files"] == []
+    for _ in range(2):
+        here.box.git(folder, "init", "--quiet")
+        assert [file["path"] for file in case.get("status")["files"]] == ["n/inner/"]
+        assert [file["path"] for file in case.get("status")["files"]] == ["n/inner/"]
+        shutil.rmtree(folder / ".git")
+        assert case.get("status")["files"] == []
+
+
+def test_an_index_that_has_a_cache_of_its_own(here: Host) -> None:
+    """With `feature.manyFiles` git keeps its cache in the repository's own index, where it does not tell where that begins."""
+    case = here.fresh()
+    case.git("config", "feature.manyFiles", "true")
+    case.commit({"a": b"a\n"})
+    (case.folder / "n").mkdir()
+    for path in (case.folder / "n", case.folder):
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    case.git("status")
+    assert case.get("status")["files"] == []
+    here.box.git(case.folder / "n", "init", "--quiet")
+    assert [file["path"] for file in case.get("status")["files"]] == ["n/"]
+
+
+def test_a_submodule_that_no_file_describes(here: Host) -> None:
+    case = here.fresh()
+    case.commit({"a": b"a\n"})
+    here.box.commit(here.box.init(f"workspace/{case.path}/embedded"), {"f": b"1\n"}, "first")
+    case.git("add", "embedded")
+    case.git("commit", "--quiet", "-m", "embedded")
+    assert case.get("status")["files"] == []
+    (case.folder / "embedded/f").write_text("2\n")
+    (file,) = case.get("status")["files"]
+    assert (file["path"], file["worktree"]) == ("embedded", "modified")
+    assert file["submodule"]["modified"] and not file["submodule"]["untracked"]

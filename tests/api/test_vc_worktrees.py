@@ -168,7 +168,7 @@ def test_writers_in_several_trees(case: Case) -> None:
 
 
 def test_readers_do_not_wait_for_a_writer(case: Case) -> None:
-    fifo = case.folder / ".git/go"
+    fifo = case.host.server.folder / "go"
     os.mkfifo(fifo)
     hook = case.write(".git/hooks/pre-commit", f"#!/bin/sh\nread _ < '{fifo}'\n")
     hook.chmod(0o755)
@@ -250,10 +250,10 @@ def test_a_lock_whose_maker_lives(case: Case) -> None:
         maker.communicate()
 
 
-def test_what_is_no_lock_stays(case: Case, tmp_path: Path) -> None:
-    (tmp_path / "precious").touch()
-    (case.folder / ".git/index.lock").symlink_to(tmp_path / "precious")
+def test_what_is_no_lock_stays(case: Case) -> None:
+    precious = case.write("precious", "")
+    (case.folder / ".git/index.lock").symlink_to(precious)
     (case.folder / ".git/HEAD.lock").mkdir()
     case.write(".git/refs/heads/x.lock/y", "")
     assert case.get("locks")["items"] == [] and case.post("unlock") == {"removed": []}
-    assert (tmp_path / "precious").exists()
+    assert precious.exists()

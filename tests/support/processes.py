@@ -93,6 +93,15 @@ def open_files() -> set[str]:
     return found
 
 
+def watches(pid: int) -> int:
+    """How many of a process's open files are watches for changes of files (inotify(7))."""
+    found = 0
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found += "inotify" in os.readlink(f"/proc/{pid}/fd/{name}")
+    return found
+
+
 def _read(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read()

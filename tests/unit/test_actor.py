@@ -458,7 +458,8 @@ async def test_old_turns_are_trimmed(tmp_path: Path) -> None:
 
             await idle(session)
         first, last = 0, 0
-        async with asyncio.timeout(20):  # the log follows the stream: a reader must never take the gap for the beginning
+        async with asyncio.timeout(20):
+            # the log follows the stream, so that no reader takes the gap for the beginning
             while not 1 < first == session.stream.first or last - first >= 20:
                 first, last = await manager.log.bounds(session.record.stream)
         rows = await manager.log.read(session.record.stream, after=0, upto=last)

@@ -491,5 +491,8 @@ def test_no_address_crashes_the_check(url: str) -> None:
 
 def test_which_addresses_hold_a_password() -> None:
     assert carries_password("https://ada:x@host/x")
+    assert carries_password("https://ghp_abcdefghij@host/x") and carries_password("https://glpat-abc@host/x")
+    assert carries_password(f"https://{'0a' * 20}@host/x")
+    assert not carries_password("https://x-access-token@host/x")
     assert not carries_password("https://ada@host/x:y@z")
     assert not carries_password("git@host:x")

@@ -78,8 +78,9 @@ async def board_on(folder: Path, workspace: Path, **options: bool) -> AsyncItera
     state = folder / "state"
     state.mkdir(exist_ok=True)
     git = VersionControl(root, state, state, trusted=True)
-    made = GitTopic(git, lambda: board, **options)
-    board: Board = Board([FilesTopic(root), made])
+    files, made = FilesTopic(root), GitTopic(git, lambda: board, **options)
+    files.repositories = made.repositories_moved
+    board: Board = Board([files, made])
     try:
         yield Listening(board, git, made)
     finally:

@@ -1,6 +1,6 @@
 """The topic `files`: changes of the workspace's files as live events."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -22,6 +22,8 @@ class FilesTopic:
     def __init__(self, root: WorkspaceRoot) -> None:
         self._root = root
         self._watcher: Watcher | None = None
+        # called, on the loop, with folders in which a repository may have come or gone: no event tells of it
+        self.repositories: Callable[[Sequence[bytes]], None] = lambda _: None
 
     async def start(self, publish: Publish) -> None:
         """Returns when the watch stands."""
@@ -32,7 +34,7 @@ class FilesTopic:
         def resync(paths: Sequence[bytes]) -> None:
             publish([_resync(paths)])
 
-        watcher = Watcher(self._root, changed, resync)
+        watcher = Watcher(self._root, changed, resync, repositories=lambda paths: self.repositories(paths))
         try:
             await watcher.start()
         except BaseException:

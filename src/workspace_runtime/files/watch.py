@@ -28,7 +28,7 @@ from workspace_runtime.paths import WorkspaceRoot
 from .watching.folders import Tree
 from .watching.polling import Poller
 from .watching.settling import Settler
-from .watching.telling import Changed, Resync, Stopped, Teller
+from .watching.telling import Changed, Repositories, Resync, Stopped, Teller
 
 _log = logging.getLogger(__name__)
 
@@ -46,16 +46,18 @@ class Watcher:
         changed: Changed,
         resync: Resync,
         *,
+        repositories: Repositories = lambda _: None,
         max_watches: int | None = None,
         force_polling: bool = False,
         poll_s: float = 1.0,
     ) -> None:
-        """`changed` gets batches of at most 1,000 and `resync` folders to list again (`b""`: all), on the loop, in order.
+        """`changed` gets batches of at most 1,000 and `resync` folders to list again (`b""`: all), on the loop, in order;
+        `repositories` folders whose `.git` came, went or changed, of which nothing else is told.
 
         `max_watches`: of the kernel; folders beyond are polled, as are all with `force_polling`, every `poll_s` or less often.
         """
         self._root = root
-        self._changed, self._resync = changed, resync
+        self._changed, self._resync, self._repositories = changed, resync, repositories
         self._max_watches, self._force_polling, self._poll_s = max_watches, force_polling, poll_s
         self._work: _Work | None = None
 
@@ -66,7 +68,7 @@ class Watcher:
         """
         if self._work is not None:
             raise RuntimeError("the watcher was started already")
-        teller = Teller(asyncio.get_running_loop(), self._changed, self._resync)
+        teller = Teller(asyncio.get_running_loop(), self._changed, self._resync, self._repositories)
         self._work = work = _Work(self._root, teller, self._max_watches, self._force_polling, self._poll_s)
         work.thread.start()
         await work.ready.wait()

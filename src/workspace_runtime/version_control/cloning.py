@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import stat
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -24,7 +25,7 @@ from .operations import Operations
 from .remotes import bound
 from .revisions import branch_name, checked
 from .work import Work
-from .worktrees import new_folder
+from .worktrees import new_folder, remove_made
 
 _LEFTOVER = re.compile(rb"\.workspace-runtime-[0-9a-f]{16}\.tmp")
 _NAME = re.compile(r"([^/:\\]+?)(?:/?\.git)?/*$")
@@ -92,15 +93,16 @@ async def clone(
 ) -> dict[str, Any]:
     """Get a repository into a new or empty folder of the workspace. `token`: for this call, and this host alone."""
     credentials = prepared(url, username, token)
-    target = await work.ask(new_folder, root, path)
+    branch = checked(branch, "branch") if branch else None
+    target, folders = await work.ask(new_folder, root, path)
     above = os.path.dirname(target) if path else target
     temporary = os.path.join(above, b".workspace-runtime-%b.tmp" % secrets.token_hex(8).encode())
     work.operation.leftovers.append(quote(temporary))
-    await operations.note(work.operation)
-    how = [f"--branch={checked(branch, 'branch')}"] if branch else []
+    how = [f"--branch={branch}"] if branch else []
     how += [f"--depth={depth}"] if depth else []
     how += ["--bare"] if bare else []
     try:
+        await operations.note(work.operation)
         await work.git(
             [
                 "clone",
@@ -122,7 +124,7 @@ async def clone(
             fault.data["output"] = output.replace(os.fsdecode(temporary), shown(path))
         raise
     finally:
-        await finish(asyncio.to_thread(remove, temporary))
+        await finish(asyncio.to_thread(_tidy, temporary, folders))
     return _named(path)
 
 
@@ -164,6 +166,11 @@ def _fill(root: bytes, temporary: bytes) -> None:
         raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
     for name in sorted(os.listdir(temporary), key=lambda name: name in (b".git", b"HEAD")):
         os.rename(os.path.join(temporary, name), os.path.join(root, name))
+
+
+def _tidy(temporary: bytes, folders: Sequence[bytes]) -> None:
+    remove(temporary)
+    remove_made(folders)
 
 
 def remove(path: bytes) -> None:

@@ -8,12 +8,17 @@ from typing import Any
 from workspace_runtime.errors import WorkspaceError
 
 from .configuration import Settings
+from .failures import failure
 from .lists import operation
 from .log import log
+from .prepared import prepared_message
+from .repository import Repository
 from .revisions import head
 from .staging import FROM_INPUT, listed
 from .work import Work
 
+_WOULD_BE_EMPTY = "You asked to amend the most recent commit, but doing so would make"
+_TAIL = 4096
 _PERSON = re.compile(r"[^<>\x00-\x1f\x7f]+")
 
 
@@ -33,9 +38,14 @@ async def commit(
     Raises `nothing_to_commit`, `merge_conflict`, `identity_missing`, `hook_refused` and others.
     """
     repository = work.repository
-    merging = await work.ask(operation, repository)
-    if message is None and not amend and merging is None:
-        raise WorkspaceError("message_missing", "A commit needs a message.")
+    flags: list[str] = []
+    if amend:
+        if await work.ask(head, repository) is None:
+            raise WorkspaceError("nothing_to_commit", "There is no commit yet that could be amended.")
+        if message is None:
+            flags = ["--no-edit"]
+    elif message is None:
+        message, flags = await work.ask(_message, repository)
     arguments = ["commit", "--quiet"]
     committer: Settings = []
     if author is not None:
@@ -51,16 +61,32 @@ async def commit(
             if known.last(key) is None
         ]
     arguments += [flag for flag, wanted in (("--all", every), ("--amend", amend), ("--signoff", signoff)) if wanted]
+    arguments += flags
     async with contextlib.AsyncExitStack() as stack:
-        if message is None:
-            arguments.append("--no-edit")
-        else:
+        if message is not None:
             arguments.append(f"--file={await stack.enter_async_context(work.message(message))}")
         if paths:
             arguments += ["--only", *FROM_INPUT]
-        await work.git(arguments, input=listed(repository, paths), settings=committer)
+        output = await work.git(arguments, input=listed(repository, paths), settings=committer, ok=(0, 1))
+    if output.status != 0:
+        if _WOULD_BE_EMPTY in output.err:
+            raise WorkspaceError(
+                "nothing_to_commit", "The amended commit would change nothing. To undo it, reset to the one before."
+            )
+        raise failure(output.err + "\n" + output.out[-_TAIL:].decode("utf-8", "replace"))
     after = await work.ask(head, repository)
     if after is None:
         raise WorkspaceError("nothing_to_commit", "There was nothing to commit.")
     found = await work.ask(log, repository, ref=after, path=None, author=None, q=None, limit=1, cursor=None)
     return {"oid": after, "commit": found["items"][0]}
+
+
+def _message(repository: Repository) -> tuple[str | None, list[str]]:
+    """The message that git has for what is under way, and how git is told to take it otherwise. Blocks. Raises `message_missing`."""
+    text = prepared_message(repository) if operation(repository) is not None else None
+    if text is None:
+        raise WorkspaceError("message_missing", "A commit needs a message.")
+    try:
+        return text.decode(), []
+    except UnicodeDecodeError:  # in an encoding of the user's: git has to read it by itself, and takes all comments out
+        return None, ["--no-edit", "--cleanup=strip"]

@@ -30,6 +30,8 @@ _SCP = re.compile(rf"(?:([^@/:\\\s\[\]]+)@)?({_HOST}):[^-].*", re.DOTALL)
 _HELPER = re.compile(r"[A-Za-z0-9+.-]*::")
 _SCHEME = re.compile(r"[A-Za-z0-9+.-]*://")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# What the tokens of GitHub and GitLab begin with, and what is too long for the name of a user or an organization.
+_TOKEN = re.compile(r"gh[a-z]_|github_pat_|gl[a-z]{2,5}-|[^@]{40}")
 _USERINFO = re.compile(r"://([^\s/]*)@")
 
 # Only what the shell itself can do: no other program is looked for. What git asks is in credential.c (credential_ask_one):
@@ -234,9 +236,11 @@ def _problem_of_url(url: str) -> str | None:
 
 
 def carries_password(url: str) -> bool:
-    """Whether an address of HTTP holds a password, which git would write into the repository's configuration."""
+    """Whether an address of HTTP holds a password, or a token in the place of the user, which git would write into the repository's
+    configuration."""
     found = _NETWORK.fullmatch(url)
-    return found is not None and ":" in (found[2] or "")
+    user = unquote(found[2] or "") if found is not None else ""
+    return ":" in user or _TOKEN.match(user) is not None
 
 
 def _text(url: bytes | str) -> str:

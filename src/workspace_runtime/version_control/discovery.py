@@ -15,6 +15,7 @@ from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import WorkspaceRoot, kind_of, refusal
 
 from .configuration import Configuration, git_says, is_true, load
+from .confinement import alternates_must_stay, is_below, must_stay, outside
 from .git import Stop
 from .plain_files import invalid, line_of, must_be_a_file
 from .repository import Repository
@@ -25,10 +26,6 @@ _OPENED = (
     b"HEAD", b"config", b"config.worktree", b"index", b"packed-refs", b"shallow", b"info/exclude", b"info/attributes", b"info/sparse-checkout",
     b"info/grafts", b"objects/info/alternates", b"objects/info/commit-graph", b"MERGE_HEAD", b"CHERRY_PICK_HEAD", b"REVERT_HEAD",
     b"ORIG_HEAD", b"FETCH_HEAD", b"logs/HEAD", b"commondir", b"gitdir",
-)  # fmt: skip
-_FOLDERS = (
-    b"objects", b"objects/info", b"objects/pack", b"refs", b"refs/heads", b"refs/remotes", b"refs/tags", b"logs", b"logs/refs", b"info",
-    b"modules", b"worktrees", b"rebase-merge", b"rebase-apply", b"sequencer",
 )  # fmt: skip
 
 
@@ -53,7 +50,7 @@ def find(root: WorkspaceRoot, path: bytes, known: "Known", stop: Stop) -> tuple[
             inner = b"/".join(part for part in (folder, rest) if part)
             break
         at = os.path.dirname(at)
-    return dataclasses.replace(repository, stop=stop), inner
+    return dataclasses.replace(repository, stop=stop, trusted=known.trusted), inner
 
 
 def _folder_of(root: WorkspaceRoot, path: bytes) -> tuple[bytes, bytes]:
@@ -78,19 +75,21 @@ def _folder_of(root: WorkspaceRoot, path: bytes) -> tuple[bytes, bytes]:
 
 
 class Known:
-    """Configurations that were read, by the repository's folder: used for as long as their files stay as they are."""
+    """Configurations that were read, used for as long as their files stay as they are, and whether repositories are `trusted`."""
 
-    def __init__(self) -> None:
-        self._configurations: dict[tuple[bytes, bytes], Configuration] = {}
+    def __init__(self, *, trusted: bool = True) -> None:
+        self.trusted = trusted
+        self._configurations: dict[tuple[bytes, bytes, bytes], Configuration] = {}
 
     def configuration(self, folder: bytes, git_dir: bytes, common_dir: bytes) -> Configuration:
         """The configuration of a repository. Blocks where it must be read."""
-        found = self._configurations.get((folder, git_dir))
+        key = folder, git_dir, common_dir
+        found = self._configurations.get(key)
         if found is None or not found.still_holds():
             found = load(folder, git_dir, common_dir)
             if len(self._configurations) > 200:
                 self._configurations.clear()
-            self._configurations[folder, git_dir] = found
+            self._configurations[key] = found
         return found
 
 
@@ -98,32 +97,34 @@ def _at(workspace: bytes, at: bytes, git_dir: bytes, known: Known) -> Repository
     """The repository whose `.git` (or which itself) was found in the folder `at` of the workspace."""
     folder = os.path.join(workspace, at) if at else workspace
     common_dir = _common(git_dir)
-    inside = _is_below(git_dir, workspace)
+    inside = is_below(git_dir, workspace)
     if inside:
-        _must_stay(git_dir, workspace)
-        if not _is_below(common_dir, workspace):
-            raise _outside()
-        _must_stay(common_dir, workspace)
+        must_stay(git_dir, workspace)
+        if not is_below(common_dir, workspace):
+            raise outside()
+        must_stay(common_dir, workspace)
+        if not known.trusted:
+            alternates_must_stay(os.path.join(common_dir, b"objects"), workspace)
     configuration = known.configuration(folder, git_dir, common_dir)
     files = _files_with_place(configuration, git_dir, common_dir)
     worktree = configuration.of_files("core.worktree", files)
     top = os.path.realpath(os.path.join(git_dir, os.fsencode(worktree))) if worktree else folder
     if not inside and not (_names_back(git_dir, folder) or (worktree and top == folder)):
-        raise _outside()
+        raise outside()
     found = Repository(top, git_dir, common_dir, at, configuration=configuration)
     bare = git_dir == folder or is_true(configuration.of_files("core.bare", files))
-    if configuration.place not in (b"", git_says(git_dir, None if bare else top)):
+    if configuration.place != git_says(git_dir, None if bare else top):
         raise invalid(os.path.join(folder, b".git"), "is not what git takes for it")
     if bare:
         return dataclasses.replace(found, top=folder, bare=True)
     if top == folder:
         # the list of ceilings is parted by colons: of such a folder git would look further up
         return dataclasses.replace(found, away=b":" in top)
-    if _is_below(top, workspace):
+    if is_below(top, workspace):
         return dataclasses.replace(found, root=_relative(top, workspace), away=True)
-    if _is_below(workspace, top):
+    if is_below(workspace, top):
         return dataclasses.replace(found, root=b"", prefix=_relative(workspace, top) + b"/", writable=False, away=True)
-    raise _outside()
+    raise outside()
 
 
 def _files_with_place(configuration: Configuration, git_dir: bytes, common_dir: bytes) -> list[bytes]:
@@ -147,20 +148,14 @@ def _above(workspace: bytes, known: Known) -> Repository:
             files = _files_with_place(configuration, git_dir, common_dir)
             if is_true(configuration.of_files("core.bare", files)) or configuration.of_files("core.worktree", files):
                 break
+            if configuration.place != git_says(git_dir, top):
+                raise invalid(os.path.join(top, b".git"), "is not what git takes for it")
             prefix = _relative(workspace, top) + b"/"
             return Repository(top, git_dir, common_dir, b"", prefix, writable=False, configuration=configuration)
     raise WorkspaceError(
         "repository_not_found",
         "There is no git repository here. Make one with POST …/init, or get one with POST …/clone.",
     )
-
-
-def _must_stay(folder: bytes, workspace: bytes) -> None:
-    """Raises `repository_outside_workspace` where something that git reads or writes in its folder is a link out of the workspace."""
-    for name in (*_OPENED, *_FOLDERS):
-        path = os.path.join(folder, name)
-        if os.path.islink(path) and not _is_below(os.path.realpath(path), workspace):
-            raise _outside()
 
 
 def _look(folder: bytes) -> bytes | None:
@@ -211,15 +206,5 @@ def _names_back(git_dir: bytes, folder: bytes) -> bool:
     return line is not None and os.path.realpath(os.path.join(git_dir, line)) == os.path.join(folder, b".git")
 
 
-def _is_below(path: bytes, folder: bytes) -> bool:
-    return path == folder or path.startswith(folder.rstrip(b"/") + b"/")
-
-
 def _relative(path: bytes, folder: bytes) -> bytes:
     return path[len(folder.rstrip(b"/")) :].strip(b"/")
-
-
-def _outside() -> WorkspaceError:
-    return WorkspaceError(
-        "repository_outside_workspace", "The repository or its working tree lies outside the workspace."
-    )

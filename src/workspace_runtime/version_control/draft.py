@@ -5,7 +5,7 @@ from typing import Any
 from .diff import Diff, files_of
 from .lists import operation
 from .log import log
-from .plain_files import line_of
+from .prepared import prepared_message
 from .repository import Repository
 from .revisions import empty_tree, head
 from .switching import where
@@ -25,21 +25,12 @@ def draft(repository: Repository) -> dict[str, Any]:
         size += sum(len(line["content"]) for hunk in file["hunks"] for line in hunk["lines"])
         if size > MAX_PATCH:
             file["hunks"], file["truncated"] = [], True
+    prepared = prepared_message(repository)
     recent = log(repository, ref=None, path=None, author=None, q=None, limit=_RECENT, cursor=None)
     return {
         **where(repository),
         "operation": operation(repository),
         **staged,
         "recent": [commit["subject"] for commit in recent["items"]],
-        "prepared": _prepared(repository),
+        "prepared": prepared.decode("utf-8", "replace") if prepared else None,
     }
-
-
-def _prepared(repository: Repository) -> str | None:
-    """git's own message for the merge, squash or revert under way, without its comments."""
-    for name in (b"MERGE_MSG", b"SQUASH_MSG"):
-        text = line_of(repository.git_dir + b"/" + name)
-        if text:
-            lines = [line for line in text.decode("utf-8", "replace").split("\n") if not line.startswith("#")]
-            return "\n".join(lines).strip() or None
-    return None

@@ -6,6 +6,7 @@ The state is asked for as a client asks, so a reading and clients that ask in th
 import dataclasses
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,13 @@ from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import path_bytes, shown
 
 from .git import Argument
+from .layout import Followed, Kept, kept
 from .repository import Repository
 from .room import VersionControl
 
 # What can change, as clients are told it.
 CHANGES = ("status", "head", "branch", "refs", "stash", "operation")
+_MODULE = re.compile(rb"(?:\A|\0)160000 [0-9a-f]+ [0-9]\t([^\0]+)")
 _NO_REPOSITORY = ("repository_not_found", "repository_invalid", "repository_outside_workspace", "path_outside")
 
 
@@ -72,6 +75,7 @@ class Reading:
         self._root = root
         self._entry = os.path.join(room.root_bytes, root, b".git") if root else os.path.join(room.root_bytes, b".git")
         self._found = _Refs((self._entry,), None, b"", b"")
+        self._kept: Kept | None = None
         self.unseen = False  # nobody tells of changes of its files
 
     @property
@@ -80,10 +84,9 @@ class Reading:
         return self._found.own
 
     @property
-    def folders(self) -> frozenset[bytes]:
-        """All folders that tell of a change."""
-        shared = self._found.shared
-        return frozenset(self._found.own) | (frozenset((shared,)) if shared else frozenset())
+    def followed(self) -> frozenset[Followed]:
+        """All that tells of a change."""
+        return frozenset(one for one in (*self._found.own, self._found.shared, self._kept) if one is not None)
 
     async def find(self) -> None:
         """Look where the repository is, and at its refs. Raises as `Repository.run`."""
@@ -101,6 +104,21 @@ class Reading:
                 raise
             self._found = _Refs((self._entry,), None, b"", b"")
         self.unseen = await self._is_unseen()
+
+    async def find_kept(self) -> None:
+        """Look what is tracked in folders that git ignores, and which submodules there are. Raises as `Repository.read`."""
+
+        def read(repository: Repository, _: bytes) -> Kept | None:
+            if repository.bare or (self._root and repository.root != self._root):
+                return None
+            return _kept(repository)
+
+        try:
+            self._kept = await self._room.reading(read, self._root, "kept")
+        except WorkspaceError as fault:
+            if fault.code not in _NO_REPOSITORY:
+                raise
+            self._kept = None
 
     async def _is_unseen(self) -> bool:
         """Whether the repository lies in a folder that the one around it ignores."""
@@ -155,3 +173,15 @@ def _refs(repository: Repository) -> tuple[bytes, bytes]:
         else:
             digest.update(line)
     return digest.digest(), stash
+
+
+def _kept(repository: Repository) -> Kept | None:
+    """What is tracked although it is ignored, and the submodules. Blocks."""
+    listing: list[Argument] = ["ls-files", "-z", "--cached", "--sparse"]
+    ignored = repository.read([*listing, "--ignored", "--exclude-standard", *repository.limits])
+    # git can't be asked for one kind of entries (git-ls-files(1), --stage)
+    modules = _MODULE.findall(repository.read([*listing, "--stage", *repository.limits]))
+    within = [
+        [path for name in names if (path := repository.from_git(name))] for names in (ignored.split(b"\0"), modules)
+    ]
+    return kept(os.path.join(repository.top, repository.prefix).rstrip(b"/"), *within)

@@ -18,10 +18,12 @@ import time
 from collections.abc import Callable, Container, Iterable
 
 from workspace_runtime.inotify import (
+    ATTRIB,
     CLOSE_WRITE,
     CREATE,
     DELETE,
     EXCL_UNLINK,
+    MODIFY,
     MOVED_FROM,
     MOVED_TO,
     ONLYDIR,
@@ -31,12 +33,14 @@ from workspace_runtime.inotify import (
 )
 from workspace_runtime.paths import REMOTE, file_system_type
 
-from .layout import ALL, Role, Snapshot, difference, meaning, snapshot, walk
+from .layout import ALL, Followed, Kept, Role, Snapshot, difference, meaning, snapshot, walk
 
 logger = logging.getLogger(__name__)
 
-_MOVE_SELF, _ISDIR = 0x800, 0x40000000
-_MASK = CLOSE_WRITE | MOVED_FROM | MOVED_TO | CREATE | DELETE | _MOVE_SELF | ONLYDIR | EXCL_UNLINK
+_MOVE_SELF, _MASK_ADD, _ISDIR = 0x800, 0x20000000, 0x40000000
+# one folder may have several roles: what is asked for one is not taken from another
+_MASK = CLOSE_WRITE | MOVED_FROM | MOVED_TO | CREATE | DELETE | _MOVE_SELF | ONLYDIR | EXCL_UNLINK | _MASK_ADD
+_MASK_OF_FILES = _MASK | MODIFY | ATTRIB
 _O_PATH = getattr(os, "O_PATH", 0)
 _FOLDER = (_O_PATH or os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # A repository with more folders than this, of refs nearly all, is looked at instead.
@@ -45,8 +49,8 @@ POLL_S = 1.0
 _SHARE = 20  # looks take at most this part of the time
 _REBUILD_S = 1.0
 
-# Called on the loop: one of the folders that are followed, and flags of `layout`.
-Told = Callable[[bytes, int], None]
+# Called on the loop: one of those that are followed, and flags of `layout`.
+Told = Callable[[Followed, int], None]
 
 
 class FolderWatch:
@@ -55,12 +59,12 @@ class FolderWatch:
     def __init__(self, told: Told, *, force_polling: bool = False) -> None:
         self._work = _Work(asyncio.get_running_loop(), told, force_polling)
 
-    async def follow(self, folders: Iterable[bytes], anew: Iterable[bytes] = ()) -> None:
-        """From now on these folders, by their real absolute paths; they need not be there. Returns when the watches stand.
+    async def follow(self, wished: Iterable[Followed], anew: Iterable[Followed] = ()) -> None:
+        """From now on these, by real absolute paths; they need not be there. Returns when the watches stand.
 
         `anew`: those of which something may be another folder now than when it was watched.
         """
-        await self._work.wish(frozenset(folders), anew)
+        await self._work.wish(frozenset(wished), anew)
 
     async def stop(self) -> None:
         """Let go of everything; nothing is told after. Safe to call twice."""
@@ -77,18 +81,18 @@ class _Work:
         self._loop, self._told, self._force_polling = loop, told, force_polling
         self._stopped = False
         self._lock = threading.Lock()
-        self._wished: frozenset[bytes] = frozenset()
-        self._anew: set[bytes] = set()
+        self._wished: frozenset[Followed] = frozenset()
+        self._anew: set[Followed] = set()
         self._waiting: list[asyncio.Future[None]] = []
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.thread = threading.Thread(target=self._run, name="git-watch", daemon=True)
         self.thread.start()
 
-    async def wish(self, folders: frozenset[bytes], anew: Iterable[bytes]) -> None:
-        """Have these folders watched, and wait for it."""
+    async def wish(self, wished: frozenset[Followed], anew: Iterable[Followed]) -> None:
+        """Have these watched, and wait for it."""
         stands = self._loop.create_future()
         with self._lock:
-            self._wished = folders
+            self._wished = wished
             self._anew.update(anew)
             self._waiting.append(stands)
         self._wake()
@@ -108,11 +112,11 @@ class _Work:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
             self._loop.call_soon_threadsafe(function)
 
-    def _tell(self, flags: dict[bytes, int]) -> None:
+    def _tell(self, flags: dict[Followed, int]) -> None:
         def told() -> None:
             if not self._stopped:
-                for folder, of in flags.items():
-                    self._told(folder, of)
+                for followed, of in flags.items():
+                    self._told(followed, of)
 
         self._call(told)
 
@@ -184,8 +188,8 @@ class _Watches:
 
     def __init__(self, inotify: Inotify | None) -> None:
         self.inotify = inotify
-        self._roles: dict[bytes, dict[int, set[Role]]] = {}  # by repository's folder and the kernel's descriptor
-        self._snapshots: dict[bytes, Snapshot] = {}
+        self._roles: dict[Followed, dict[int, set[Role]]] = {}  # by the kernel's descriptor
+        self._snapshots: dict[Followed, Snapshot] = {}
         self._look_at = 0.0
 
     def close(self) -> None:
@@ -198,35 +202,36 @@ class _Watches:
         """When to look again at what can't be watched."""
         return self._look_at if self._snapshots else None
 
-    def follow(self, wished: frozenset[bytes], anew: Container[bytes]) -> None:
+    def follow(self, wished: frozenset[Followed], anew: Container[Followed]) -> None:
         """Watch these and no others."""
         for gone in self._roles.keys() - wished:
             self._let_go(self._roles.pop(gone))
         for gone in self._snapshots.keys() - wished:
             del self._snapshots[gone]
-        for folder in wished:
-            if folder in anew or folder not in self._roles:
-                self._arm(folder)
+        for followed in wished:
+            if followed in anew or followed not in self._roles:
+                self._arm(followed)
 
-    def _arm(self, folder: bytes) -> None:
-        """Watch all that is there of one repository now."""
-        before = self._roles.get(folder, {})
+    def _arm(self, followed: Followed) -> None:
+        """Watch all that is there of one now."""
+        before = self._roles.get(followed, {})
         roles: dict[int, set[Role]] = {}
         # for those that were there already the same descriptor comes again
-        self._roles[folder] = roles
-        watched = self.inotify is not None and not file_system_type(folder).startswith(REMOTE)
+        self._roles[followed] = roles
+        place = followed.top if isinstance(followed, Kept) else followed
+        watched = self.inotify is not None and not file_system_type(place).startswith(REMOTE)
         if watched:
             try:
-                walk(folder, lambda path, role: self._add(roles, path, role))
+                walk(followed, lambda path, role: self._add(roles, path, role))
             except _NoneLeft:
                 watched = False
         if watched:
-            self._snapshots.pop(folder, None)
+            self._snapshots.pop(followed, None)
         else:
             roles.clear()
             if not self._snapshots:
                 self._look_at = time.monotonic() + POLL_S
-            self._snapshots.setdefault(folder, snapshot(folder))
+            self._snapshots.setdefault(followed, snapshot(followed))
         self._let_go(before)
 
     def _add(self, roles: dict[int, set[Role]], path: bytes, role: Role) -> bool:
@@ -236,7 +241,7 @@ class _Watches:
             return False
         try:
             assert self.inotify is not None
-            wd = self.inotify.add(held, _MASK)
+            wd = self.inotify.add(held, _MASK_OF_FILES if role is Role.KEPT else _MASK)
         except PermissionError:
             return False
         except OSError:
@@ -253,42 +258,42 @@ class _Watches:
             if self.inotify is not None and not any(wd in roles for roles in self._roles.values()):
                 self.inotify.remove(wd)
 
-    def changes(self) -> dict[bytes, int]:
-        """What has happened since, by repository's folder. When this returns, what is new is watched too."""
-        flags: dict[bytes, int] = {}
-        again: set[bytes] = set()
+    def changes(self) -> dict[Followed, int]:
+        """What has happened since, by what is followed. When this returns, what is new is watched too."""
+        flags: dict[Followed, int] = {}
+        again: set[Followed] = set()
         if self.inotify is not None:
             self.inotify.drain()
             for wd, mask, _, name in self.inotify.events():
                 if mask & Q_OVERFLOW:
                     self.inotify.overflowed = True
-                for folder, roles in self._roles.items():
+                for followed, roles in self._roles.items():
                     for role in roles.get(wd, ()):
                         # without a name it is the folder itself that went
-                        what = meaning(role, name, folder) if name else ALL
+                        what = meaning(role, name, followed) if name else ALL
                         if what:
-                            flags[folder] = flags.get(folder, 0) | what
+                            flags[followed] = flags.get(followed, 0) | what
                             if mask & _ISDIR or not name or role is Role.ABOVE:
-                                again.add(folder)
+                                again.add(followed)
             if self.inotify.overflowed:
                 self.inotify.overflowed = False
                 flags, again = dict.fromkeys(self._roles, ALL), {*self._roles}
-        for folder in again:
-            self._arm(folder)
-        for folder, what in self._looks().items():
-            flags[folder] = flags.get(folder, 0) | what
+        for followed in again:
+            self._arm(followed)
+        for followed, what in self._looks().items():
+            flags[followed] = flags.get(followed, 0) | what
         return flags
 
-    def _looks(self) -> dict[bytes, int]:
+    def _looks(self) -> dict[Followed, int]:
         began = time.monotonic()
         if not self._snapshots or began < self._look_at:
             return {}
         flags = {}
-        for folder, before in self._snapshots.items():
-            self._snapshots[folder] = now = snapshot(folder)
-            what = difference(folder, before, now)
+        for followed, before in self._snapshots.items():
+            self._snapshots[followed] = now = snapshot(followed)
+            what = difference(followed, before, now)
             if what:
-                flags[folder] = what
+                flags[followed] = what
         ended = time.monotonic()
         self._look_at = ended + max(POLL_S, _SHARE * (ended - began))
         return flags

@@ -50,6 +50,20 @@ _FOR_READS = (
 _FOR_WRITES = (
     "GIT_AUTHOR_", "GIT_COMMITTER_", "GIT_SSH", "GIT_SSL_", "GIT_CONFIG_", "GIT_PROXY_", "GIT_HTTP_", "GIT_EXEC_PATH", "GIT_TEMPLATE_DIR",
 )  # fmt: skip
+# Laid over every read, whatever is configured.
+READS = (
+    ("core.fsmonitor", "false"),
+    ("core.hooksPath", os.devnull),
+    ("core.sshCommand", "ssh"),
+    ("credential.helper", ""),
+    ("protocol.ext.allow", "never"),
+    ("log.showSignature", "false"),
+    ("commit.gpgSign", "false"),
+    ("core.quotePath", "false"),
+    ("core.alternateRefsCommand", "true"),
+    ("gc.auto", "0"),
+    ("maintenance.auto", "false"),
+)
 # `file` runs upload-pack here, as the other repository says.
 READ_PROTOCOLS, NETWORK_PROTOCOLS = "https:http:ssh", "https:http:ssh:file"
 
@@ -106,14 +120,14 @@ def program() -> str:
 
 
 def read_environment(settings: Sequence[tuple[str, str]], ceiling: bytes) -> dict[str, str]:
-    """The environment of a read. `settings` are laid over all configuration; no repository is looked for above `ceiling`."""
+    """The environment of a read. `READS` and `settings` are laid over all configuration; no repository is looked for above `ceiling`."""
     environment = {name: os.environ[name] for name in _FOR_READS if name in os.environ}
     environment |= _PLAIN
     environment["GIT_OPTIONAL_LOCKS"] = "0"
     environment["GIT_LITERAL_PATHSPECS"] = "1"
     environment["GIT_ALLOW_PROTOCOL"] = READ_PROTOCOLS
     environment["GIT_CEILING_DIRECTORIES"] = os.fsdecode(ceiling)
-    return with_settings(environment, settings)
+    return with_settings(environment, [*READS, *settings])
 
 
 def write_environment(settings: Sequence[tuple[str, str]], ceiling: bytes, *, network: bool) -> dict[str, str]:

@@ -12,7 +12,34 @@ import os
 import stat
 from pathlib import Path
 
+from .plain_files import open_file
+
 _CHECKSUM = 32  # the index ends with its own hash
+_MAX_INDEX = 256 * 1024 * 1024
+_PIECE = 1024 * 1024
+_CACHE = b"UNTR"
+# The mode of a submodule, as an entry of every version of the format has it (gitformat-index(5), "Index entry").
+_SUBMODULE = b"\0\0\xe0\0"
+
+
+def may_have_submodules(git_dir: bytes) -> bool:
+    """Whether the index of a repository has the mode of a submodule anywhere. False is sure, True is not. Blocks."""
+    if _is_split(git_dir):
+        return True
+    opened = open_file(os.path.join(git_dir, b"index"))
+    if opened is None:
+        return False
+    with opened as file:
+        end = b""
+        while piece := file.read(_PIECE):
+            if _SUBMODULE in end + piece:
+                return True
+            end = piece[-len(_SUBMODULE) :]
+    return False
+
+
+def _is_split(git_dir: bytes) -> bool:
+    return any(name.startswith(b"sharedindex.") for name in os.listdir(git_dir))
 
 
 class IndexCopy:
@@ -22,17 +49,20 @@ class IndexCopy:
         self.path = folder / f"index-{hashlib.sha256(git_dir).hexdigest()[:24]}"
         self._source = os.path.join(git_dir, b"index")
         self._git_dir = git_dir
-        self._copied: tuple[int, int, int, int, bytes] | None = None
+        # what tells one index from another; None: there is no copy
+        self.copied: tuple[int, int, int, int, bytes] | None = None
         self._settings: object = None
+        self.fresh = False  # git has not looked at it yet
+        self.has_cache = False  # git's untracked cache was in it when it was made
 
     def refresh(self, settings: object) -> bool:
         """Make the copy anew where the index has changed, or the `settings` by which files were found unchanged. False: it can't be
         used here, ask git without it. Blocks."""
         if settings != self._settings:
             self._settings = settings
-            self._copied = None
+            self.copied = None
         try:
-            if any(name.startswith(b"sharedindex.") for name in os.listdir(self._git_dir)):
+            if _is_split(self._git_dir):
                 return False  # of a split index we have but a part
             with contextlib.suppress(FileNotFoundError):  # left by a git that was killed; nobody else uses it
                 os.unlink(f"{self.path}.lock")
@@ -40,7 +70,7 @@ class IndexCopy:
         except FileNotFoundError:  # nothing was ever added
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.path)
-            self._copied = None
+            self.copied, self.fresh, self.has_cache = None, True, False
             return True
         except OSError:
             return False
@@ -51,26 +81,44 @@ class IndexCopy:
         finally:
             os.close(opened)
 
+    def look(self) -> tuple[int, int, int] | None:
+        """What tells that git has written the copy again; None where there is none."""
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
     def forget(self) -> None:
         """Remove the copy; the next one is made anew."""
-        self._copied = None
+        self.copied = None
         self.path.unlink(missing_ok=True)
 
     def _copy(self, opened: int) -> bool:
         status = os.fstat(opened)
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_INDEX or os.pread(opened, 4, 0) != b"DIRC":
             return False
         end = os.pread(opened, _CHECKSUM, max(0, status.st_size - _CHECKSUM))
         seen = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino, end)
-        if seen == self._copied and self.path.exists():
+        self.fresh = seen != self.copied or not self.path.exists()
+        if not self.fresh:
             return True
-        self._copied = None
+        self.copied = None
+        self.has_cache = False
         fresh = f"{self.path}.new"
-        with open(fresh, "wb") as target, open(opened, "rb", closefd=False) as source:
-            while piece := source.read(1024 * 1024):
-                target.write(piece)
-        # git tells by this time which files may have changed in the same moment as the index was written
-        os.utime(fresh, ns=(status.st_atime_ns, status.st_mtime_ns))
-        os.replace(fresh, self.path)
-        self._copied = seen
+        try:
+            with open(fresh, "wb") as target, open(opened, "rb", closefd=False) as source:
+                end = b""
+                while piece := source.read(_PIECE):
+                    target.write(piece)
+                    self.has_cache |= _CACHE in end + piece
+                    end = piece[-len(_CACHE) :]
+            # git tells by this time which files may have changed in the same moment as the index was written
+            os.utime(fresh, ns=(status.st_atime_ns, status.st_mtime_ns))
+            os.replace(fresh, self.path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(fresh)
+            raise
+        self.copied = seen
         return True

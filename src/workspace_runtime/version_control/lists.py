@@ -13,6 +13,7 @@ from workspace_runtime.paths import path_bytes, shown
 
 from .objects import look, text, when
 from .plain_files import line_of
+from .prepared import prepared_message
 from .refs import relative
 from .repository import Repository
 
@@ -30,6 +31,7 @@ _CONFLICTS = {
 }
 _SIDES = {"base": "1", "ours": "2", "theirs": "3"}
 _PICKING = {b"pick": "cherry-pick", b"p": "cherry-pick", b"revert": "revert"}
+_MAX_MESSAGE = 8192
 
 
 def stashes(repository: Repository) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def operation(repository: Repository) -> dict[str, Any] | None:
     """What is under way: `kind, head_name, onto, oid, step, total, message`; None when nothing is. Reads files alone.
 
     `kind`: `merge`, `rebase`, `am`, `cherry-pick`, `revert` or `bisect`. `head_name`: the branch that it is done to, null when HEAD
-    was detached; `oid`: the commit that is being applied or merged; `message`: what its commit would say.
+    was detached; `oid`: the commit that is being applied or merged; `message`: what its commit would say, at most 8 KB of it.
     """
     git_dir = repository.git_dir
     if os.path.isdir(os.path.join(git_dir, b"rebase-merge")):
@@ -140,11 +142,13 @@ def operation(repository: Repository) -> dict[str, Any] | None:
         told = _rebase(
             git_dir, b"rebase-apply/", step=b"next", total=b"last", applied=b"original-commit", message=b"final-commit"
         )
-        return told | {"kind": "am"} if applying else told
+        return told | {"kind": "am", "head_name": _branch(git_dir)} if applying else told
     for name, kind in ((b"MERGE_HEAD", "merge"), (b"CHERRY_PICK_HEAD", "cherry-pick"), (b"REVERT_HEAD", "revert")):
         oid = _oid(git_dir, name)
         if oid is not None:
-            return _told(kind, head_name=_branch(git_dir), oid=oid, message=_text(git_dir, b"MERGE_MSG"))
+            message = prepared_message(repository)
+            words = text(message[:_MAX_MESSAGE]) if message else None
+            return _told(kind, head_name=_branch(git_dir), oid=oid, message=words)
     todo = (line_of(os.path.join(git_dir, b"sequencer/todo")) or b"").split()
     if todo and todo[0] in _PICKING:  # between two of several, one committed and the next not begun
         return _told(_PICKING[todo[0]], head_name=_branch(git_dir), onto=_oid(git_dir, b"sequencer/head"))

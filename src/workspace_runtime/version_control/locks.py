@@ -1,7 +1,7 @@
 """Lock files that a git left which was killed: told with what can be known of them, and taken away when asked.
 
 git makes `index.lock` and the like while it writes, and refuses to work while one is there. Whether its maker still lives can't be
-read from it; so a git process that works in this repository counts as the maker.
+read from it; so a git process that works in one of the repository's working trees counts as the maker.
 """
 
 import contextlib
@@ -16,15 +16,6 @@ from workspace_runtime.paths import shown
 
 from .repository import Repository
 
-_TOP = (
-    b"index.lock",
-    b"HEAD.lock",
-    b"config.lock",
-    b"config.worktree.lock",
-    b"packed-refs.lock",
-    b"shallow.lock",
-    b"MERGE_HEAD.lock",
-)
 MAX_LOOKED = 20_000
 
 
@@ -43,13 +34,13 @@ def locks(repository: Repository) -> dict[str, Any]:
                     "age_s": round(max(0.0, now - made), 1),
                 }
             )
-    return {"items": items, "processes": _processes(repository) if items else []}
+    return {"items": items, "processes": processes(repository) if items else []}
 
 
 def clear(repository: Repository, *, force: bool) -> dict[str, Any]:
     """Take all locks away. Raises `repository_locked` where a git is at work, unless `force`. Blocks."""
     repository.need_write()
-    running = _processes(repository)
+    running = processes(repository)
     if running and not force:
         raise WorkspaceError(
             "repository_locked",
@@ -68,8 +59,10 @@ def _found(repository: Repository) -> list[tuple[bytes, bytes]]:
     """Name and place of each lock file. Links are not followed."""
     found: dict[bytes, bytes] = {}
     for folder in dict.fromkeys((repository.git_dir, repository.common_dir)):
-        for name in _TOP:
-            found.setdefault(name, os.path.join(folder, name))
+        with contextlib.suppress(OSError):
+            for name in sorted(os.listdir(folder)):
+                if name.endswith(b".lock"):
+                    found.setdefault(name, os.path.join(folder, name))
     left = MAX_LOOKED
     for above, folders, names in os.walk(os.path.join(repository.common_dir, b"refs")):
         left -= len(folders) + len(names)
@@ -89,16 +82,23 @@ def _is_file(path: bytes) -> bool:
         return False
 
 
+def _trees(repository: Repository) -> list[bytes]:
+    """The main working tree and the linked ones: they share refs, and so their locks."""
+    output = repository.run(["worktree", "list", "--porcelain", "-z"])
+    records = output.out.split(b"\0") if output.status == 0 else []
+    return [os.path.realpath(record[9:]) for record in records if record.startswith(b"worktree ")]
+
+
 def _parent(pid: str) -> int:
     """The parent of a process (proc(5), /proc/pid/stat)."""
     with open(f"/proc/{pid}/stat", "rb") as file:
         return int(file.read().rpartition(b")")[2].split()[1])
 
 
-def _processes(repository: Repository) -> list[dict[str, Any]]:
-    """The git processes whose working folder lies in this repository."""
+def processes(repository: Repository) -> list[dict[str, Any]]:
+    """The git processes whose working folder lies in this repository, in any of its working trees. Blocks."""
     found = []
-    tops = (repository.top, repository.git_dir, repository.common_dir)
+    tops = {repository.top, repository.git_dir, repository.common_dir, *_trees(repository)}
     for entry in os.listdir("/proc") if os.path.isdir("/proc") else ():
         if not entry.isdigit():
             continue

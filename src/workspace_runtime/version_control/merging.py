@@ -1,5 +1,6 @@
 """Merges and rebases, and the conflicts that stop them."""
 
+import asyncio
 import os
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -7,15 +8,19 @@ from typing import Any, Literal
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import shown
 
+from . import autostash
 from .lists import conflicts, operation
+from .obstacles import must_be_free
 from .plain_files import line_of
 from .repository import Repository
 from .revisions import full_name, head, resolve
 from .staging import FROM_INPUT, listed
+from .stashing import forget
 from .switching import where
 from .work import Work
 
 _MAX_TODO = 16 * 1024 * 1024
+_BROUGHT_BACK = "Applied autostash."
 Fast = Literal["ff", "ff-only", "no-ff", "squash"]
 Kind = Literal["merge", "rebase", "am", "cherry-pick", "revert", "bisect"]
 Step = Literal["continue", "abort", "skip"]
@@ -27,6 +32,7 @@ async def merge(work: Work, *, ref: str, mode: Fast | None = None, message: str 
     repository = work.repository
     oid = await work.ask(resolve, repository, ref)
     before = await work.ask(head, repository)
+    await work.ask(must_be_free, repository, oid, before=before, merged=True)
     arguments = ["merge", "--quiet", "--no-edit", *([f"--{mode}"] if mode else [])]
     if mode == "squash":
         await stopped_by_conflicts(work, [*arguments, oid])
@@ -55,6 +61,7 @@ async def rebase(work: Work, *, onto: str, autostash: bool | None = None) -> dic
     repository = work.repository
     oid = await work.ask(resolve, repository, onto, field="onto")
     before = await work.ask(head, repository)
+    await work.ask(must_be_free, repository, oid, before=before)
     stash = [] if autostash is None else ["--autostash" if autostash else "--no-autostash"]
     await stopped_by_conflicts(work, ["rebase", "--quiet", *stash, oid])
     return {**(await work.ask(where, repository)), "before": before}
@@ -71,15 +78,35 @@ async def proceed(work: Work, *, kind: Kind, step: Step) -> dict[str, Any]:
         await work.git(["bisect", "reset"])
     elif kind == "bisect" or (kind, step) == ("merge", "skip"):
         raise WorkspaceError("step_not_possible", f"A {kind} has no {step}.")
+    elif (kind, step) == ("merge", "abort"):
+        await _abort_merge(work)
     elif step == "abort":
         await work.git([kind, "--abort"])
     else:
-        if kind == "rebase" and not work.trusted and await work.ask(_has_commands, repository):
+        if kind == "rebase" and not work.repository.trusted and await work.ask(_has_commands, repository):
             raise WorkspaceError(
                 "step_not_possible", "The rebase has commands to run, and the repository is not trusted."
             )
         await stopped_by_conflicts(work, [kind, f"--{step}"])
     return {**(await work.ask(where, repository)), "operation": await work.ask(operation, repository)}
+
+
+async def _abort_merge(work: Work) -> None:
+    """Undo a merge. git forgets where the changes are that it took away before the merge, and then brings them back: so they are a
+    stash until that is done."""
+    stash = await work.ask(autostash.of_merge, work.repository)
+    try:
+        output = await work.git(["merge", "--abort"])
+    except WorkspaceError as fault:
+        if stash is not None:
+            fault.data["stash"] = stash
+        raise
+    except asyncio.CancelledError:
+        if stash is not None:
+            work.operation.notes["stash"] = stash
+        raise
+    if stash is not None and _BROUGHT_BACK in output.err:
+        await forget(work, stash)
 
 
 def _has_commands(repository: Repository) -> bool:

@@ -8,6 +8,7 @@ file of the state folder. One that the end of the server cut short says so after
 import asyncio
 import contextlib
 import datetime
+import errno
 import logging
 import os
 import re
@@ -36,6 +37,12 @@ PATIENCE_S = 60.0
 PROGRESS_S = 0.25
 ENDED = ("succeeded", "failed", "cancelled")
 _ID = re.compile(r"op_[0-9a-f]{24}")
+TOO_MANY = (errno.EMFILE, errno.ENFILE)
+
+
+def too_many() -> WorkspaceError:
+    """The refusal where the system lets nothing more be opened (`TOO_MANY`)."""
+    return WorkspaceError("too_many_files", "Too many files are open: try again in a moment.")
 
 
 def _now() -> str:
@@ -180,10 +187,13 @@ class Operations:
             operation.error = WorkspaceError(code, detail, **operation.notes)
         except WorkspaceError as fault:
             operation.status, operation.error = "failed", fault
-        except Exception:  # the edge: the client is told without the exception's text
-            logger.exception("operation %s (%s) failed", operation.id, operation.kind)
+        except Exception as fault:  # the edge: the client is told without the exception's text
             operation.status = "failed"
-            operation.error = WorkspaceError("internal_error", "Something went wrong in the server.")
+            if isinstance(fault, OSError) and fault.errno in TOO_MANY:
+                operation.error = too_many()
+            else:
+                logger.exception("operation %s (%s) failed", operation.id, operation.kind)
+                operation.error = WorkspaceError("internal_error", "Something went wrong in the server.")
         operation.ended_at = _now()
         operation.progress = None
         try:
@@ -281,6 +291,8 @@ class Operations:
                 os.fsync(opened)
             os.replace(fresh, self._folder / f"{operation.id}.json")
         except OSError as fault:
+            if fault.errno in TOO_MANY:
+                raise too_many() from None
             raise WorkspaceError(
                 "storage_unavailable", f"The state folder can't be written: {fault.strerror}."
             ) from None

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from typing import BinaryIO
 
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import kind_of, shown
@@ -19,20 +20,28 @@ def must_be_a_file(path: bytes) -> None:
         raise invalid(path, f"is {kind_of(mode)}")
 
 
-def line_of(path: bytes, most: int = _MAX_TEXT) -> bytes | None:
-    """The text of a file, at `most` so many bytes, without the end of its last line; None where there is none. Never waits."""
+def open_file(path: bytes) -> BinaryIO | None:
+    """A file opened to be read; None where there is none that can be read, or none that ever ends. Never waits."""
     try:
         opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if stat.S_ISREG(os.fstat(opened).st_mode):
+            return os.fdopen(opened, "rb", buffering=0)
     except OSError:
         return None
-    try:
-        if not stat.S_ISREG(os.fstat(opened).st_mode):
+    os.close(opened)
+    return None
+
+
+def line_of(path: bytes, most: int = _MAX_TEXT) -> bytes | None:
+    """The text of a file, at `most` so many bytes, without the end of its last line; None where there is none. Never waits."""
+    opened = open_file(path)
+    if opened is None:
+        return None
+    with opened as file:
+        try:
+            return file.read(most).rstrip(b"\r\n")
+        except OSError:
             return None
-        return os.read(opened, most).rstrip(b"\r\n")
-    except OSError:
-        return None
-    finally:
-        os.close(opened)
 
 
 def invalid(path: bytes, what: str) -> WorkspaceError:

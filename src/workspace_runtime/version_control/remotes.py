@@ -11,6 +11,8 @@ from workspace_runtime.errors import WorkspaceError
 from .credentials import Credentials, bind, carries_password, check_url
 from .failures import failure
 from .merging import stopped_by_conflicts
+from .obstacles import must_be_free
+from .overlays import detours
 from .push_output import push_refs
 from .repository import Repository
 from .revisions import branch_name, checked, head, resolve
@@ -69,11 +71,11 @@ def _credentials(
     """The token for a remote: bound to the address that git will use, with `insteadOf` applied. Blocks."""
     if token is None and username is None:
         return None
-    if detours := repository.configuration.detours():
+    if found := detours(repository.configuration):
         raise WorkspaceError(
             "credentials_refused",
-            f"The repository's own configuration sets {detours[0]}, so a token could go elsewhere: remove it, or set it for the user.",
-            settings=detours,
+            f"The repository's own configuration sets {found[0]}, so a token could go elsewhere: remove it, or set it for the user.",
+            settings=found,
         )
     url = repository.read(["remote", "get-url", *(["--push"] if push else []), "--", remote]).decode("utf-8", "replace")
     return bound(url.removesuffix("\n"), username, token)
@@ -148,16 +150,30 @@ async def pull(
         remote = (
             await work.ask(must_exist, repository, remote) if remote else await work.ask(default_remote, repository)
         )
-        which = [remote, *([await work.ask(branch_name, repository, branch)] if branch else [])]
+        # by its full name: git takes the word `tag` alone for the beginning of a tag's
+        which = [remote, *([f"refs/heads/{await work.ask(branch_name, repository, branch)}"] if branch else [])]
     given = token is not None or username is not None
     known = remote or (await work.ask(default_remote, repository) if given else None)
     credentials = await work.ask(_credentials, repository, known, username, token, push=False) if known else None
+    await work.ask(_must_be_free, repository, which, before, mode)
     how = {"ff-only": ["--ff-only"], "rebase": ["--rebase"], "merge": ["--no-rebase"], None: []}[mode]
     how += [] if autostash is None else ["--autostash" if autostash else "--no-autostash"]
     arguments = ["pull", "--progress", "--no-edit", "--no-recurse-submodules", _UPLOAD, *how, *which]
     await stopped_by_conflicts(work, arguments, credentials=credentials, network=True)
     after = await work.ask(where, repository)
     return {**after, "before": before, "updated": after["head"]["oid"] != before}
+
+
+def _must_be_free(repository: Repository, which: list[str], before: str | None, mode: Mode | None) -> None:
+    """Refuse a pull in whose way something stands that git would replace, as far as is known without the remote. Blocks."""
+    known = f"refs/remotes/{which[0]}/{which[1].removeprefix('refs/heads/')}" if len(which) > 1 else "@{upstream}"
+    found = repository.run(["rev-parse", "--verify", "--quiet", "--end-of-options", f"{known}^{{commit}}"])
+    if before is not None and found.status == 0:
+        configuration = repository.configuration
+        of_branch = configuration.last(f"branch.{where(repository)['head']['branch']}.rebase")
+        rebases = of_branch or configuration.last("pull.rebase") or "false"
+        rebased = mode == "rebase" or (mode is None and rebases != "false")
+        must_be_free(repository, found.out.decode().strip(), before=before, merged=not rebased)
 
 
 async def push(

@@ -12,6 +12,7 @@ from workspace_runtime.errors import WorkspaceError
 from .configuration import Configuration, Settings
 from .failures import failure
 from .git import MAX_OUTPUT, READ_SECONDS, Argument, Output, Stop, read_environment, run, succeeded, write_environment
+from .overlays import for_reads, for_writes
 
 _ARGUMENT_BYTES = 256 * 1024  # of the 2 MB that the system takes
 
@@ -28,6 +29,9 @@ class Repository:
     bare: bool = False
     writable: bool = True
     away: bool = False  # git would not find it from `top` by itself
+    trusted: bool = (
+        True  # in writes its hooks, filters and merge drivers run; in reads it may fetch what a partial clone lacks
+    )
     configuration: Configuration = field(default_factory=Configuration)
     stop: Stop = field(default_factory=Stop, compare=False)
 
@@ -65,19 +69,20 @@ class Repository:
 
     def environment(self, settings: Settings = []) -> dict[str, str]:  # noqa: B006 - never changed
         """The environment of a read."""
-        environment = read_environment([*self.configuration.for_reads(), *settings], os.path.dirname(self.top))
+        laid_over = [*for_reads(self.configuration, self.top), *settings]
+        environment = read_environment(laid_over, os.path.dirname(self.top))
+        if not self.trusted:
+            environment |= {"GIT_ALLOW_PROTOCOL": "", "GIT_NO_LAZY_FETCH": "1"}
         return environment | self._where
 
     def environment_for_writes(
         self,
         *,
-        trusted: bool,
         network: bool = False,
         settings: Settings = [],  # noqa: B006 - never changed
     ) -> dict[str, str]:
-        """The environment of a write. `trusted`: the repository's hooks, filters and merge drivers run. `network`: it speaks with
-        another repository."""
-        laid_over = [*self.configuration.for_writes(trusted=trusted), *settings]
+        """The environment of a write. `network`: it speaks with another repository."""
+        laid_over = [*for_writes(self.configuration, self.top, trusted=self.trusted), *settings]
         return write_environment(laid_over, os.path.dirname(self.top), network=network) | self._where
 
     def run(

@@ -4,6 +4,8 @@ import re
 
 from workspace_runtime.errors import WorkspaceError
 
+from .failures import failure
+from .git import Output
 from .repository import Repository
 
 MAX_NAME = 1000
@@ -32,18 +34,53 @@ def resolve(repository: Repository, name: str, kind: str = "commit", *, field: s
     Raises `WorkspaceError`: `ref_invalid`, `ref_not_found`, and as `Repository.run`.
     """
     checked(name, field)
-    arguments = ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{{kind}}}"]
-    output = repository.run(arguments)
-    oid = output.out.decode("ascii", "replace").strip()
-    if output.status != 0 or not _OID.fullmatch(oid):
+    oid: str | None = name
+    if ":" in name:  # what is put after a path, or after words to look for, would be part of them
+        oid = _parsed(repository, name)
+    if oid is not None:
+        oid = _parsed(repository, f"{oid}^{{{kind}}}")
+    if oid is None:
         raise WorkspaceError("ref_not_found", f"{name!r} names no {kind} of the repository.", ref=name)
     return oid
 
 
+def _parsed(repository: Repository, revision: str) -> str | None:
+    """The id; None where there is none. Raises what keeps git from looking at all."""
+    output = _asked(repository, revision)
+    oid = output.out.decode("ascii", "replace").strip()
+    if output.status == 0 and _OID.fullmatch(oid):
+        return oid
+    fault = failure(output.err)
+    if fault.code.startswith("repository_"):
+        raise fault
+    return None
+
+
+def _asked(repository: Repository, revision: str) -> Output:
+    return repository.run(["rev-parse", "--verify", "--quiet", "--end-of-options", revision])
+
+
 def head(repository: Repository) -> str | None:
-    """The id of the commit that is checked out; None where there is no commit yet. Blocks."""
-    output = repository.run(["rev-parse", "--verify", "--quiet", "--end-of-options", "HEAD^{commit}"])
-    return output.out.decode().strip() if output.status == 0 else None
+    """The id of the commit that is checked out; None where there is no commit yet. Blocks.
+
+    Raises `repository_invalid` where there is one that can't be read: it must never be taken for a repository without commits.
+    """
+    tried = _asked(repository, "HEAD^{commit}")
+    if tried.status == 0:
+        return tried.out.decode().strip()
+    # of a branch that is not born git says 1, of a commit that it can't find the id all the same; an empty file, as a crash leaves it,
+    # is no branch to be born
+    if _asked(repository, "HEAD").status == 1 and repository.run(["symbolic-ref", "--quiet", "HEAD"]).status == 0:
+        return None
+    again = _asked(repository, "HEAD^{commit}")  # a first commit may have been made just now
+    if again.status == 0:
+        return again.out.decode().strip()
+    fault = failure(again.err)
+    if fault.code.startswith("repository_"):
+        raise fault
+    raise WorkspaceError(
+        "repository_invalid", "git can't read the commit that is checked out.", output=fault.data["output"]
+    )
 
 
 def full_name(repository: Repository, name: str) -> str:

@@ -23,6 +23,7 @@ from workspace_runtime.paths import WorkspaceRoot, shown
 from workspace_runtime.threads import done
 
 from .cloning import remove
+from .confinement import all_must_stay, is_below
 from .discovery import Known, find
 from .git import Stop, StoppedError
 from .operations import Operation, Operations
@@ -70,12 +71,15 @@ class VersionControl:
     def __init__(self, root: WorkspaceRoot, state: Path, scratch: Path, *, trusted: bool) -> None:
         self.root = root
         self.root_bytes = os.fsencode(root.path)
-        self.trusted = trusted
+        self._trusted = trusted
         self._scratch = scratch
         self._indexes = state / "git"
         self._indexes.mkdir(mode=0o700, exist_ok=True)
+        # of a server that was killed: what its gits were called with, and messages
+        for left in (*scratch.glob("trace-*"), *scratch.glob("message-*")):
+            left.unlink(missing_ok=True)
         self._executor = ThreadPoolExecutor(THREADS, "git")
-        self._known = Known()
+        self._known = Known(trusted=trusted)
         for (
             left
         ) in self._indexes.iterdir():  # of repositories that may be gone; one that is asked for again is made anew
@@ -193,6 +197,13 @@ class VersionControl:
         """The repository that a path lies in."""
         return await self.reading(lambda repository, _: repository, path)
 
+    def _to_write(self, repository: Repository, _: bytes) -> Repository:
+        """The repository, if nothing in it leads a write out of the workspace."""
+        for folder in {repository.git_dir, repository.common_dir}:
+            if is_below(folder, self.root_bytes):
+                all_must_stay(folder, self.root_bytes)
+        return repository
+
     # --- writing --------------------------------------------------------------------------------------------------------
 
     async def begin(
@@ -210,7 +221,7 @@ class VersionControl:
 
         async def run(operation: Operation) -> dict[str, Any]:
             # looked for again: what was before it in line may have changed the configuration
-            now = await self.find(path)
+            now = await self.reading(self._to_write, path)
             if now.places != repository.places:
                 raise WorkspaceError(
                     "repository_moved", "While this waited for its turn, another repository took this one's place."
@@ -226,7 +237,8 @@ class VersionControl:
 
         def nowhere() -> Repository:
             top = self.root_bytes
-            return Repository(top, top, top, path, configuration=self._known.configuration(b"/", b"/", b"/"), stop=stop)
+            user = self._known.configuration(b"/", b"/", b"/")
+            return Repository(top, top, top, path, configuration=user, stop=stop, trusted=self._trusted)
 
         stop = Stop()
 
@@ -238,7 +250,7 @@ class VersionControl:
     def work(self, repository: Repository, operation: Operation) -> Work:
         """What an operation on this repository has at hand."""
         blocking = functools.partial(self._blocking, repository.stop)
-        return Work(repository, operation, self._scratch, blocking, trusted=self.trusted)
+        return Work(repository, operation, self._scratch, blocking)
 
     async def change(self, kind: str, path: bytes, call: Write, *, worktree: bool = True) -> dict[str, Any]:
         """As `begin`, and wait for the result. When this is cancelled the operation goes on."""

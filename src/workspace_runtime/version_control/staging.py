@@ -12,11 +12,13 @@ from .diff_output import CONFIG
 from .diff_output import arguments as diff_arguments
 from .git import Argument
 from .hunks import select
+from .obstacles import contents, in_way, intended, refuse, remove_empty
 from .repository import Repository, portions
 from .revisions import head
 from .work import Work
 
 FROM_INPUT = ("--pathspec-from-file=-", "--pathspec-file-nul")
+_EXCEPT = b":(top,exclude,literal)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +42,17 @@ async def stage(
     work: Work, *, paths: Sequence[bytes], hunks: Hunks, every: bool = False, force: bool = False
 ) -> dict[str, Any]:
     """Put files (changed, new or deleted), or some hunks of files, into the index. `force`: also what is ignored."""
+    linked = await work.ask(_linked, work.repository) if every or paths else []
     if every:
-        linked = await work.ask(_linked, work.repository)
-        await work.git(["add", "--all", "--", ".", *(b":(top,exclude,literal)" + path for path in linked)])
+        await work.git(["add", "--all", "--", ".", *(_EXCEPT + path for path in linked)])
     if paths:
         for path in paths:
             if b".git" in path.split(b"/"):  # git would take it, and do nothing
                 raise _unknown(path)
-        await work.git(
-            ["add", "--all", *(["--force"] if force else []), *FROM_INPUT], input=listed(work.repository, paths)
-        )
+            _must_be_ours(path, linked)
+        within = [tree for tree in linked if any(not path or tree.startswith(path + b"/") for path in paths)]
+        chosen = listed(work.repository, paths) + b"".join(_EXCEPT + tree + b"\0" for tree in within)
+        await work.git(["add", "--all", *(["--force"] if force else []), *FROM_INPUT], input=chosen)
     if hunks.of:
         await _apply(work, hunks, ["--cached"])
     return {}
@@ -77,22 +80,50 @@ async def discard(
     """Bring files, or some hunks of files, back to what the index has. `untracked`: delete those that git does not know."""
     repository = work.repository
     if every or paths:
-        tracked, new = await work.ask(_sorted, repository, paths)
-        if new and paths and not untracked:
-            raise WorkspaceError(
-                "path_untracked",
-                f"{shown(new[0])!r} is not tracked by git, so it would be deleted: say untracked to do that.",
-                paths=[shown(path) for path in new],
-            )
-        if tracked:
-            await work.git(["restore", "--worktree", *FROM_INPUT], input=listed(repository, tracked))
-        for part in portions(new) if untracked else ():
-            await work.git(
-                ["clean", "--force", "--quiet", "-d", "--", *(_literal(repository.to_git(path)) for path in part)]
-            )
+        found = await work.ask(_sorted, repository, paths)
+        if paths and not untracked:
+            _refuse_untracked([*found.new, *found.intended, *found.blocked.values()])
+        if found.changed:
+            await work.git(["restore", "--worktree", *FROM_INPUT], input=listed(repository, found.changed))
+        if untracked:
+            await _delete(work, found)
     if hunks.of:
+        added = await work.ask(intended, repository, list(hunks.of))
+        if not untracked:
+            _refuse_untracked([path for name in added if (path := repository.from_git(name)) is not None])
         await _apply(work, hunks, [], reverse=True)
     return {}
+
+
+def _refuse_untracked(paths: Sequence[bytes]) -> None:
+    if paths:
+        raise WorkspaceError(
+            "path_untracked",
+            f"{shown(paths[0])!r} is not tracked by git, so it would be deleted: say untracked to do that.",
+            paths=[shown(path) for path in dict.fromkeys(paths)],
+        )
+
+
+async def _delete(work: Work, found: "_Found") -> None:
+    """Delete what git does not know, but for what is ignored and for other repositories, and bring back what it stood in place of.
+    Raises `local_changes_in_way` where something of that stands there still."""
+    repository = work.repository
+    if found.intended:
+        await work.git(
+            ["rm", "--quiet", "--force", "--ignore-unmatch", *FROM_INPUT], input=listed(repository, found.intended)
+        )
+    folders = list(dict.fromkeys(found.blocked.values()))
+    # in a folder that stands in place of a file git looks for nothing by itself
+    inside = await work.ask(contents, repository.top, [repository.to_git(path) for path in folders])
+    for part in portions([*map(repository.to_git, found.new), *inside]):
+        await work.git(["clean", "--force", "--quiet", "-d", "--", *map(_literal, part)])
+    if found.blocked:
+        await work.ask(remove_empty, repository.top, [repository.to_git(path) for path in folders])
+        left = await work.ask(in_way, repository, [repository.to_git(path) for path in found.blocked])
+        free = [path for path in found.blocked if repository.to_git(path) not in left]
+        if free:
+            await work.git(["restore", "--worktree", *FROM_INPUT], input=listed(repository, free))
+        refuse(repository, left.values())
 
 
 async def _apply(work: Work, hunks: Hunks, how: Sequence[str], *, staged: bool = False, reverse: bool = False) -> None:
@@ -108,11 +139,25 @@ async def _apply(work: Work, hunks: Hunks, how: Sequence[str], *, staged: bool =
     await work.git(["apply", *how, *back, *flags, "-"], input=patch)
 
 
+def _must_be_ours(path: bytes, linked: Sequence[bytes]) -> None:
+    """Raises `WorkspaceError` (`path_invalid`) for what lies in a linked working tree, and for that tree itself."""
+    for tree in linked:
+        if (path + b"/").startswith(tree + b"/"):
+            raise WorkspaceError(
+                "path_invalid",
+                f"{shown(path)!r} belongs to the linked working tree {shown(tree)!r}: name that one as path, and stage it there.",
+            )
+
+
 def _linked(repository: Repository) -> list[bytes]:
     """The linked working trees that lie in this one, relative to it: somebody else's work, never staged as a submodule. Blocks."""
+    if not os.path.isdir(os.path.join(repository.common_dir, b"worktrees")):
+        return []
     top = repository.top + b"/"
     records = repository.read(["worktree", "list", "--porcelain", "-z"]).split(b"\0")
-    places = (record.removeprefix(b"worktree ") for record in records if record.startswith(b"worktree "))
+    places = (
+        os.path.realpath(record.removeprefix(b"worktree ")) for record in records if record.startswith(b"worktree ")
+    )
     return [place[len(top) :] for place in places if place.startswith(top)]
 
 
@@ -164,10 +209,21 @@ def _unknown(path: bytes) -> WorkspaceError:
     return WorkspaceError("file_not_found", f"{shown(path)!r}: git knows no such file.", path=shown(path))
 
 
-def _sorted(repository: Repository, paths: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
-    """Of these paths (none: of all) those that have changes to undo, and those with something that git does not know. Blocks.
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What there is to discard. `changed`: files with changes to undo. `blocked`: those in whose place something stands that git does
+    not know, with that. `intended`: the index has their names alone. `new`: git does not know them, files or folders."""
 
-    Raises `WorkspaceError` (`file_not_found`) for a path with neither.
+    changed: list[bytes]
+    blocked: dict[bytes, bytes]
+    intended: list[bytes]
+    new: list[bytes]
+
+
+def _sorted(repository: Repository, paths: Sequence[bytes]) -> _Found:
+    """What of these paths (none: of all) there is to discard. Blocks.
+
+    Raises `WorkspaceError` (`file_not_found`) for a path with nothing of it that git does not know either.
     """
     changed = _Names(repository, _told(repository, [*_TRACKED, "--modified", "--deleted"], paths))
     new = _Names(repository, _told(repository, [*_TRACKED, "--others", "--exclude-standard", "--directory"], paths))
@@ -175,4 +231,19 @@ def _sorted(repository: Repository, paths: Sequence[bytes]) -> tuple[list[bytes]
     for path in paths:
         if not (changed.have(path) or new.have(path) or known.have(path)):
             raise _unknown(path)
-    return changed.names, [name.rstrip(b"/") for name in new.names]
+    added = _Names(
+        repository, [name for part in (portions(paths) if paths else [[]]) for name in intended(repository, part)]
+    ).names
+    obstacles = in_way(repository, [repository.to_git(path) for path in changed.names])
+    blocked = _Names(repository, obstacles).names
+    others = {*added, *blocked}
+    return _Found(
+        [path for path in changed.names if path not in others],
+        {
+            path: found
+            for path in blocked
+            if (found := repository.from_git(obstacles[repository.to_git(path)])) is not None
+        },
+        added,
+        [name.rstrip(b"/") for name in new.names],
+    )

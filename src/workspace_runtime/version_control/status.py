@@ -4,9 +4,11 @@ What makes it fast is git's own (`index_copy.py`), so whatever any program has c
 looked at by runs with their own settings, since git would run the filters that they name, and lines are counted (`counts.py`).
 """
 
+import contextlib
 import os
 import re
 import stat
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +21,13 @@ from .configuration import Settings
 from .counts import Count, Counts
 from .discovery import Known, find
 from .failures import failure
-from .git import Argument, succeeded
-from .index_copy import IndexCopy
+from .git import READ_SECONDS, Argument, succeeded
+from .index_copy import IndexCopy, may_have_submodules
 from .lists import operation
 from .repository import Repository
 from .revisions import current_branch, head
 from .status_output import CHANGES, CONFLICTS, Change, Parsed, parse
+from .untracked_cache import UnreadableError, folders
 
 Untracked = Literal["all", "normal", "no"]
 MAX_FILES = 10_000
@@ -34,7 +37,9 @@ _CACHED: Settings = [
     ("core.untrackedCache", "true"),
     ("status.showUntrackedFiles", "all"),
     ("core.splitIndex", "false"),  # the part that is shared would be written into the repository
+    ("index.recordEndOfIndexEntries", "true"),
 ]
+_UNCACHED: Settings = [("core.untrackedCache", "false")]
 _MODULE = re.compile(rb"submodule\.(.*)\.(path|ignore)", re.DOTALL)
 
 
@@ -46,32 +51,71 @@ class Status:
         self._known = known
         self._copy = IndexCopy(folder, git_dir)
         self._counts = Counts()
+        self._checked: object = None
+        self._modules_of: tuple[object, list[bytes]] = (None, [])
+        self._modules_left = 0
+        self._end = 0.0
 
     def read(self, repository: Repository, *, untracked: Untracked = "all", ignored: bool = False) -> tuple[bytes, str]:
         """The state as JSON, and its entity tag. Blocks. Raises as `Repository.read`."""
         if repository.bare:
             return tagged_json(_bare(repository))
-        cached = self._copy.refresh(repository.configuration.entries)
-        env = {"GIT_INDEX_FILE": str(self._copy.path)} if cached else {}
+        question = [
+            "status", "--porcelain=v2", "-z", "--branch", "--show-stash", "--ahead-behind", "--find-renames", "--ignore-submodules=dirty",
+            f"--untracked-files={untracked}", *(["--ignored=matching"] if ignored else []), *repository.limits,
+        ]  # fmt: skip
         # only the usual question may write what it has found out: another one would take that away
-        keeps = cached and untracked == "all" and not ignored and not repository.prefix
-        arguments = ["status", "--porcelain=v2", "-z", "--branch", "--show-stash", "--ahead-behind", "--find-renames"]
-        arguments += [
-            f"--untracked-files={untracked}",
-            "--ignore-submodules=dirty",
-            *(["--ignored=matching"] if ignored else []),
-        ]
-        settings = _CACHED if cached else []
-        command = [*arguments, *repository.limits]
-        env["GIT_OPTIONAL_LOCKS"] = "1" if keeps else "0"
-        parsed = _asked(repository, command, settings, env)
-        if cached and _has_other_repositories(repository, parsed.changes):
-            self._copy.forget()
-            self._copy.refresh(repository.configuration.entries)
-            parsed = _asked(repository, command, settings, env)
+        usual = untracked == "all" and not ignored and not repository.prefix
+        parsed = self._asked_with_copy(repository, question, keep=usual)
+        env = {"GIT_INDEX_FILE": str(self._copy.path)} if parsed is not None else {}
+        if parsed is None:
+            parsed = _asked(repository, question, _UNCACHED, {})
         changes = self._with_submodules(repository, parsed.changes)
         counts = self._counts.of(repository, changes[:MAX_FILES], env, parsed.oid)
         return tagged_json(_body(repository, parsed, changes, counts))
+
+    def _asked_with_copy(self, repository: Repository, question: Sequence[Argument], *, keep: bool) -> Parsed | None:
+        """What git says of the copy of the index; None where there can be none, or git can't work with it (a full disk)."""
+        copy, settings = self._copy, repository.configuration.entries
+        if not copy.refresh(settings):
+            return None
+        env = {"GIT_INDEX_FILE": str(copy.path), "GIT_OPTIONAL_LOCKS": "1" if keep else "0"}
+        try:
+            parsed = _asked(repository, question, _CACHED, env)
+            # a folder that changes has git write its cache again: where the copy is as it was, none has
+            sure = (copy.fresh and not copy.has_cache) or (keep and copy.look() == self._checked)
+            if (sure or not self._is_mistaken(repository)) and not _are_gone(repository, parsed.changes):
+                self._checked = copy.look() if keep else None
+                return parsed
+            copy.forget()
+            if not copy.refresh(settings):
+                return None
+            if copy.has_cache:
+                forgotten = repository.run(["update-index", "--no-untracked-cache"], settings=_CACHED[1:], env=env)
+                if not succeeded(forgotten):
+                    return None
+            parsed = _asked(repository, question, _CACHED, env)
+        except WorkspaceError as fault:
+            if fault.code != "git_failed":
+                raise
+            copy.forget()
+            return None
+        self._checked = copy.look() if keep else None
+        return parsed
+
+    def _is_mistaken(self, repository: Repository) -> bool:
+        """Whether git may go by its cache into a folder that has become a repository of its own."""
+        try:
+            found = folders(self._copy.path)
+        except UnreadableError:
+            return True
+        top = os.open(repository.top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            inner = [folder for folder in found if os.access(folder + b"/.git", os.F_OK, dir_fd=top)]
+        finally:
+            os.close(top)
+        # into one with files that are tracked git goes anyway
+        return any(not repository.read(["ls-files", "-z", "--", folder]) for folder in inner)
 
     def forget(self) -> None:
         """Remove what is kept on the disk."""
@@ -81,12 +125,19 @@ class Status:
 
     def _with_submodules(self, repository: Repository, changes: list[Change]) -> list[Change]:
         """The changes with what has changed inside of submodules."""
-        modules = self._modules(repository)
+        index = self._copy.copied
+        if index is None or index != self._modules_of[0]:
+            self._modules_of = index, _submodules(repository)
+        modules = self._modules_of[1]
         if not modules:
             return changes
+        self._modules_left = MAX_SUBMODULES
+        self._end = time.monotonic() + READ_SECONDS
         by_path = {change.path: at for at, change in enumerate(changes)}
         changes = list(changes)
-        for path, ignore in modules.items():
+        ignored = _ignored(repository)
+        for path in modules:
+            ignore = ignored.get(path, "none")
             modified, untracked = self._dirt(repository, path, _DEPTH)
             modified &= ignore not in ("all", "dirty")
             untracked &= ignore not in ("all", "dirty", "untracked")
@@ -103,36 +154,14 @@ class Status:
                 changes[at] = Change(path, code, old.old_path, state, old.ids)
         return changes
 
-    def _modules(self, repository: Repository) -> dict[bytes, str]:
-        """The submodules by path, with how much of them is to be ignored (gitmodules(5))."""
-        file = os.path.join(repository.top, b".gitmodules")
-        try:
-            if not stat.S_ISREG(os.lstat(file).st_mode):
-                return {}
-        except OSError:
-            return {}
-        listed = repository.run(["config", "-z", "--file", file, "--get-regexp", r"^submodule\..*\.(path|ignore)$"]).out
-        paths: dict[bytes, bytes] = {}
-        ignored: dict[bytes, str] = {}
-        for entry in listed.split(b"\0"):
-            key, _, value = entry.partition(b"\n")
-            found = _MODULE.fullmatch(key)
-            if found and found[2] == b"path":
-                paths[found[1]] = value
-            elif found:
-                ignored[found[1]] = value.decode("utf-8", "replace")
-        own = repository.configuration
-        return {
-            path: own.last(f"submodule.{os.fsdecode(name)}.ignore") or ignored.get(name, "none")
-            for name, path in list(paths.items())[:MAX_SUBMODULES]
-            if repository.from_git(path) is not None
-        }
-
     def _dirt(self, repository: Repository, path: bytes, depth: int) -> tuple[bool, bool]:
         """Whether something tracked has changed in a submodule, and whether it has untracked files."""
         inner = repository.from_git(path)
-        if inner is None or depth == 0:
+        if inner is None or depth == 0 or self._modules_left == 0:
             return False, False
+        if time.monotonic() > self._end:
+            raise WorkspaceError("git_timeout", "The submodules took too long.")
+        self._modules_left -= 1
         place = b"/".join(part for part in (repository.root, inner) if part)
         try:
             module, rest = find(self._root, place, self._known, repository.stop)
@@ -141,13 +170,45 @@ class Status:
         if rest or module.root != place or module.bare:
             return False, False  # not checked out
         arguments = ["status", "--porcelain=v2", "-z", "--untracked-files=normal", "--ignore-submodules=dirty"]
-        changes = parse(module.run(arguments).out).changes
+        changes = parse(module.run(arguments, settings=_UNCACHED).out).changes
         untracked = any(change.code == "??" for change in changes)
         modified = any(change.code != "??" for change in changes)
-        for nested in self._modules(module):
+        for nested in _submodules(module):
             below = self._dirt(module, nested, depth - 1)
             modified |= any(below)
         return modified, untracked
+
+
+def _submodules(repository: Repository) -> list[bytes]:
+    """The submodules that the index has, also those that no file describes. Blocks."""
+    if not may_have_submodules(repository.git_dir):
+        return []
+    entries = repository.read(["ls-files", "--stage", "-z"]).split(b"\0")
+    return list(dict.fromkeys(entry.partition(b"\t")[2] for entry in entries if entry.startswith(b"160000 ")))
+
+
+def _ignored(repository: Repository) -> dict[bytes, str]:
+    """How much of which submodule is to be ignored (gitmodules(5)). Blocks."""
+    file = os.path.join(repository.top, b".gitmodules")
+    own = repository.configuration
+    listed = b""
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG(os.lstat(file).st_mode):
+            pattern = r"^submodule\..*\.(path|ignore)$"
+            listed = repository.run(["config", "-z", "--file", file, "--get-regexp", pattern]).out
+    paths: dict[bytes, bytes] = {}
+    ignored: dict[bytes, str] = {}
+    for entry in listed.split(b"\0"):
+        key, _, value = entry.partition(b"\n")
+        found = _MODULE.fullmatch(key)
+        if found and found[2] == b"path":
+            paths[found[1]] = value
+        elif found:
+            ignored[found[1]] = value.decode("utf-8", "replace")
+    return {
+        path: own.last(f"submodule.{os.fsdecode(name)}.ignore") or ignored.get(name, "none")
+        for name, path in paths.items()
+    }
 
 
 def _asked(repository: Repository, command: Sequence[Argument], settings: Settings, env: dict[str, str]) -> Parsed:
@@ -159,21 +220,14 @@ def _asked(repository: Repository, command: Sequence[Argument], settings: Settin
     return parse(output.out)
 
 
-def _has_other_repositories(repository: Repository, changes: list[Change]) -> bool:
-    """Whether an untracked folder has become a repository of its own, or is none any more: git's cache does not see that."""
-    folders: set[bytes] = set()
-    for change in changes:
-        if change.code != "??":
-            continue
-        if change.path.endswith(b"/"):
-            if not os.path.lexists(os.path.join(repository.top, change.path, b".git")):
-                return True
-            continue
-        folder = os.path.dirname(change.path)
-        while folder and folder not in folders:
-            folders.add(folder)
-            folder = os.path.dirname(folder)
-    return any(os.path.lexists(os.path.join(repository.top, folder, b".git")) for folder in folders)
+def _are_gone(repository: Repository, changes: list[Change]) -> bool:
+    """Whether a folder that git tells as another repository is none any more."""
+    return any(
+        change.code == "??"
+        and change.path.endswith(b"/")
+        and not os.path.lexists(os.path.join(repository.top, change.path, b".git"))
+        for change in changes
+    )
 
 
 # --- the answer -----------------------------------------------------------------------------------------------------------------

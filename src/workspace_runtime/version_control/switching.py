@@ -1,13 +1,14 @@
 """Branches and tags: switched to, made, renamed, deleted."""
 
-import asyncio
 from typing import Any, Literal
 
 from workspace_runtime.errors import WorkspaceError
 
+from .lists import operation
+from .obstacles import intended, must_be_free, refuse
 from .repository import Repository
 from .revisions import branch_name, checked, current_branch, full_name, head, resolve, tag_name
-from .stashing import put_away
+from .stashing import bring_back, in_progress, put_away
 from .work import Work
 
 LocalChanges = Literal["keep", "stash", "discard"]
@@ -25,25 +26,29 @@ async def checkout(
     """Switch to a branch (also to one that only a remote has, which is then made), or to any other revision, which detaches HEAD.
 
     `local_changes`: `keep` carries them over, as git does, which refuses where they are in the way; `stash` puts them, untracked
-    files too, into a stash that stays; `discard` drops those of tracked files.
+    files too, into a stash that stays; `discard` drops those of tracked files. What git does not know, ignored files too, is
+    never replaced: then it is 409 `local_changes_in_way`. An error of a stash that stays has its id as `stash`.
     """
     repository = work.repository
-    arguments = await work.ask(_target, repository, branch, create=create, start_point=start_point, detach=detach)
+    arguments, revision = await work.ask(
+        _target, repository, branch, create=create, start_point=start_point, detach=detach
+    )
     if not arguments:
         return {**(await work.ask(where, repository)), "stash": None}
-    stash = await _put_away(work, branch) if local_changes == "stash" else None
-    force = ["--discard-changes"] if local_changes == "discard" else []
+    how = ["--discard-changes"] if local_changes == "discard" else []
+    stash = None
+    if local_changes == "stash":
+        stash = await _put_away(work, branch)
+    elif local_changes == "discard":
+        await work.ask(_must_keep, repository, revision)
     try:
-        await work.git(["switch", "--quiet", "--no-progress", *force, *arguments])
+        await work.git(["switch", "--quiet", "--no-progress", "--no-overwrite-ignore", *how, *arguments])
     except WorkspaceError as fault:
         if stash is not None:
             try:
-                await work.git(["stash", "pop", "--quiet", "--index"])
+                await bring_back(work, stash, index=True)
             except WorkspaceError:  # it is kept then: whoever asked must know of it
                 fault.data["stash"] = stash
-        raise
-    except asyncio.CancelledError:
-        work.operation.notes["stash"] = stash
         raise
     return {**(await work.ask(where, repository)), "stash": stash}
 
@@ -56,30 +61,37 @@ def where(repository: Repository) -> dict[str, Any]:
 
 
 async def _put_away(work: Work, branch: str) -> str | None:
-    """Stash all changes; the stash's id, None where there were none."""
-    made = await put_away(work, ["--include-untracked", f"--message=Before switching to {branch}"])
-    return await work.ask(_stash, work.repository) if made else None
+    """Stash all changes; the stash's id, None where there were none. Not where git would refuse to switch afterwards: of a merge
+    nothing would be left."""
+    under_way = await work.ask(operation, work.repository)
+    if under_way is not None:
+        raise in_progress(under_way)
+    return await put_away(work, ["--include-untracked"], message=f"Before switching to {branch}")
 
 
-def _stash(repository: Repository) -> str | None:
-    output = repository.run(["rev-parse", "--verify", "--quiet", "--end-of-options", "refs/stash"])
-    return output.out.decode().strip() or None
+def _must_keep(repository: Repository, target: str) -> None:
+    """Refuse to drop what git does not know, which a forced switch does without a word. Blocks. Raises `local_changes_in_way`."""
+    if target != "HEAD" or head(repository) is not None:
+        must_be_free(repository, resolve(repository, target, field="branch"), before=None)
+    refuse(repository, intended(repository))
 
 
-def _target(repository: Repository, branch: str, *, create: bool, start_point: str | None, detach: bool) -> list[str]:
-    """The arguments of `git switch`; none for the unborn branch that is checked out. Blocks."""
+def _target(
+    repository: Repository, branch: str, *, create: bool, start_point: str | None, detach: bool
+) -> tuple[list[str], str]:
+    """The arguments of `git switch`, none for the unborn branch that is checked out, and the revision that they lead to. Blocks."""
     if create:
         branch_name(repository, branch)
         if exists(repository, f"refs/heads/{branch}"):
             raise WorkspaceError("ref_exists", f"There is a branch {branch!r} already.", ref=branch)
-        return ["--create", branch, *start_of(repository, start_point)]
+        return ["--create", branch, *start_of(repository, start_point)], start_point or "HEAD"
     checked(branch, "branch")
     if detach:
-        return ["--detach", resolve(repository, branch, field="branch")]
+        return ["--detach", oid := resolve(repository, branch, field="branch")], oid
     if exists(repository, f"refs/heads/{branch}"):
-        return [branch]
+        return [branch], f"refs/heads/{branch}"
     if branch == current_branch(repository):
-        return []
+        return [], branch
     remotes = [
         line
         for line in repository.read(["for-each-ref", "--format=%(refname)", "refs/remotes"])
@@ -88,8 +100,8 @@ def _target(repository: Repository, branch: str, *, create: bool, start_point: s
         if line.startswith("refs/remotes/") and line.partition("refs/remotes/")[2].partition("/")[2] == branch
     ]
     if len(remotes) == 1:
-        return ["--guess", branch]
-    return ["--detach", resolve(repository, branch, field="branch")]
+        return ["--guess", branch], remotes[0]
+    return ["--detach", oid := resolve(repository, branch, field="branch")], oid
 
 
 def exists(repository: Repository, ref: str) -> bool:

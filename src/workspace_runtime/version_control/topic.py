@@ -25,7 +25,7 @@ from workspace_runtime.processes import finish
 
 from .facts import CHANGES, Facts, Reading
 from .folder_watch import FolderWatch
-from .layout import ALL, OWN, PLACE, REFS, SHARED
+from .layout import ALL, OWN, PLACE, REFS, SHARED, TRACKED, Followed, Kept
 from .operations import Operation
 from .room import VersionControl
 
@@ -193,11 +193,12 @@ class GitTopic:
             followed.marked.set()
         followed.flags |= flags
 
-    def _moved(self, folder: bytes, flags: int) -> None:
+    def _moved(self, what: Followed, flags: int) -> None:
         for followed in self._followed.values():
-            if folder in followed.reading.folders:
+            if what in followed.reading.followed:
                 # of a linked working tree the main repository's own index and HEAD are none of its business
-                mine = flags if folder in followed.reading.own else flags & (SHARED | REFS | PLACE)
+                own = isinstance(what, Kept) or what in followed.reading.own
+                mine = flags if own else flags & (SHARED | REFS | PLACE)
                 if mine:
                     self._mark(followed, mine)
 
@@ -224,6 +225,16 @@ class GitTopic:
                 if event.deep or root:
                     self._mark(followed, ALL)
             elif not root or path.startswith(root + b"/"):
+                rules = event.deep or os.path.basename(path) == b".gitignore"
+                self._mark(followed, OWN | TRACKED if rules else OWN)
+
+    def repositories_moved(self, folders: Sequence[bytes]) -> None:
+        """To be called when in these folders a repository may have come or gone: to those around it what is there counts otherwise."""
+        if self._publish is None:
+            return
+        for followed in self._followed.values():
+            root = followed.root
+            if any(folder != root and (not root or folder.startswith(root + b"/")) for folder in folders):
                 self._mark(followed, OWN)
 
     # --- what has changed -----------------------------------------------------------------------------------------------------
@@ -261,11 +272,16 @@ class GitTopic:
 
     async def _read(self, followed: _Followed, flags: int) -> Facts:
         reading = followed.reading
-        if flags & (PLACE | REFS) or followed.told is None:
+        if flags & PLACE or followed.told is None:
+            flags |= REFS | TRACKED
+        if flags & (REFS | TRACKED):
             for _ in range(_PLACES):
-                before = reading.folders
-                await reading.find()
-                if not flags & PLACE and reading.folders == before:
+                before = reading.followed
+                if flags & REFS:
+                    await reading.find()
+                if flags & TRACKED:
+                    await reading.find_kept()
+                if not flags & PLACE and reading.followed == before:
                     break
                 # it is looked at once more when the watches stand
                 flags &= ~PLACE
@@ -274,8 +290,8 @@ class GitTopic:
 
     async def _rewatch(self, reading: Reading) -> None:
         assert self._watch is not None
-        folders = {folder for one in self._followed.values() for folder in one.reading.folders}
-        await self._watch.follow(folders, reading.folders)
+        wished = {followed for one in self._followed.values() for followed in one.reading.followed}
+        await self._watch.follow(wished, reading.followed)
 
     async def _settled(self, followed: _Followed) -> None:
         """Wait until whoever changes the repository has done so."""

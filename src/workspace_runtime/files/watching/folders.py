@@ -159,6 +159,7 @@ class Tree:
         self.watched: dict[int, Folder] = {}
         self.polled: dict[Folder, dict[bytes, int]] = {}
         self.stale: set[Folder] = set()  # folders whose rules must be read again
+        self.repositories: set[Folder] = set()  # folders in which a repository may have come or gone
         self.recent = Recent()
         self.lost = False  # something could not be looked at: all must be looked at again
         self.top_lost = False  # the root itself was removed
@@ -237,6 +238,8 @@ class Tree:
         """Something may have happened to a name."""
         if name in (_GIT, _EXCLUDE):
             self.stale.add(folder)
+            if name == _GIT:
+                self.repositories.add(folder)
             return
         if name == _GITIGNORE:
             self.stale.add(folder)

@@ -44,6 +44,10 @@ class Settler:
         tree = self._tree
         if tree.stale:
             tree.refresh_rules()
+        if tree.repositories:
+            repositories, tree.repositories = tree.repositories, set()
+            found = [place[1] for folder in repositories if (place := tree.place(folder)) is not None]
+            self._tell.repositories(found)
         places = [(place, folder) for folder in list(tree.marks) if (place := tree.place(folder)) is not None]
         places.sort(key=lambda found: found[0])
         for (_, path), folder in places:

@@ -31,6 +31,7 @@ class Change:
 
 Changed = Callable[[Sequence[Change]], None]
 Resync = Callable[[Sequence[bytes]], None]
+Repositories = Callable[[Sequence[bytes]], None]
 
 
 class Stopped(Exception):
@@ -40,10 +41,12 @@ class Stopped(Exception):
 class Teller:
     """Gathers changes in the thread and hands them to the loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, changed: Changed, resync: Resync) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, changed: Changed, resync: Resync, repositories: Repositories
+    ) -> None:
         self.stopped = False
         self.loop = loop
-        self._changed, self._resync = changed, resync
+        self._changed, self._resync, self._repositories = changed, resync, repositories
         self._batch: list[Change] = []
         self._free = threading.Semaphore(MAX_BATCHES)
         self._handed: deque[Callable[[], None]] = deque()
@@ -65,6 +68,10 @@ class Teller:
         """What these folders hold must be listed again."""
         self.flush()
         self._hand(functools.partial(self._resync, paths))
+
+    def repositories(self, paths: list[bytes]) -> None:
+        """In these folders a repository may have come or gone: no change of a file, but git sees what is in them otherwise."""
+        self._hand(functools.partial(self._repositories, paths))
 
     def flush(self) -> None:
         """Hand over what was gathered."""

@@ -285,7 +285,9 @@ class WorktreeBody(Body):
     worktree_bytes: Path | None = None
     branch: Name | None = Field(default=None, description="Left out: a new one with the folder's name.")
     create: bool = Field(default=False, description="Make the branch.")
-    start_point: Name | None = None
+    start_point: Name | None = Field(
+        default=None, description="Where a new branch, or the detached HEAD, begins. Left out: HEAD."
+    )
     detach: bool = False
     force: bool = Field(default=False, description="Also a branch that is checked out elsewhere.")
 
@@ -295,6 +297,8 @@ class WorktreeBody(Body):
             raise ValueError("give worktree, or worktree_bytes")
         if self.create and (self.detach or self.branch is None):
             raise ValueError("create needs a branch, and goes without detach")
+        if self.start_point is not None and self.branch is not None and not self.create:
+            raise ValueError("start_point is where a new branch begins: say create, or name no branch")
         return self
 
 
