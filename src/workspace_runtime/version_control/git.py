@@ -8,6 +8,7 @@ Reads run here, in the thread that wants their answer; what changes a repository
 """
 
 import contextlib
+import errno
 import os
 import select
 import shutil
@@ -66,6 +67,15 @@ READS = (
 )
 # `file` runs upload-pack here, as the other repository says.
 READ_PROTOCOLS, NETWORK_PROTOCOLS = "https:http:ssh", "https:http:ssh:file"
+
+
+# The system lets nothing more be opened.
+TOO_MANY = (errno.EMFILE, errno.ENFILE)
+
+
+def too_many() -> WorkspaceError:
+    """The refusal for an `OSError` of `TOO_MANY`."""
+    return WorkspaceError("too_many_files", "Too many files are open: try again in a moment.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +210,8 @@ def run(
                 )
             )
         except OSError as fault:
+            if fault.errno in TOO_MANY:
+                raise
             raise WorkspaceError("git_unavailable", f"git can't be started: {fault.strerror}.") from None
         assert process.stdout is not None
         with stop.holding(process):

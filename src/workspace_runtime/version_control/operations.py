@@ -8,7 +8,6 @@ file of the state folder. One that the end of the server cut short says so after
 import asyncio
 import contextlib
 import datetime
-import errno
 import logging
 import os
 import re
@@ -24,6 +23,8 @@ import orjson
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.processes import finish
 
+from .git import TOO_MANY, too_many
+
 logger = logging.getLogger(__name__)
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -37,12 +38,6 @@ PATIENCE_S = 60.0
 PROGRESS_S = 0.25
 ENDED = ("succeeded", "failed", "cancelled")
 _ID = re.compile(r"op_[0-9a-f]{24}")
-TOO_MANY = (errno.EMFILE, errno.ENFILE)
-
-
-def too_many() -> WorkspaceError:
-    """The refusal where the system lets nothing more be opened (`TOO_MANY`)."""
-    return WorkspaceError("too_many_files", "Too many files are open: try again in a moment.")
 
 
 def _now() -> str:

@@ -25,7 +25,7 @@ from workspace_runtime.threads import done
 from .cloning import remove
 from .confinement import all_must_stay, is_below
 from .discovery import Known, find
-from .git import Stop, StoppedError
+from .git import TOO_MANY, Stop, StoppedError, too_many
 from .operations import Operation, Operations
 from .repository import Repository
 from .status import Status, Untracked
@@ -168,6 +168,10 @@ class VersionControl:
             return await done(work, stop.set)
         except StoppedError:
             raise WorkspaceError("shutting_down", "The server is stopping.") from None
+        except OSError as fault:
+            if fault.errno in TOO_MANY:
+                raise too_many() from None
+            raise
         finally:
             self._stops.discard(stop)
 

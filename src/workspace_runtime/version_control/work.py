@@ -19,10 +19,10 @@ from . import autostash
 from .configuration import Settings
 from .credentials import Credentials, askpass_script, environment, redact
 from .failures import failure
-from .git import Argument, Output, Stop, program
+from .git import TOO_MANY, Argument, Output, Stop, program, too_many
 from .hooks import refused_by
 from .locks import processes
-from .operations import TOO_MANY, Operation, too_many
+from .operations import Operation
 from .progress import ProgressReader
 from .repository import Repository
 
