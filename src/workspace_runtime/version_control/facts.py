@@ -6,7 +6,6 @@ The state is asked for as a client asks, so a reading and clients that ask in th
 import dataclasses
 import hashlib
 import os
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +18,10 @@ from .git import Argument
 from .layout import Followed, Kept, kept
 from .repository import Repository
 from .room import VersionControl
+from .submodules import submodules
 
 # What can change, as clients are told it.
 CHANGES = ("status", "head", "branch", "refs", "stash", "operation")
-_MODULE = re.compile(rb"(?:\A|\0)160000 [0-9a-f]+ [0-9]\t([^\0]+)")
 _NO_REPOSITORY = ("repository_not_found", "repository_invalid", "repository_outside_workspace", "path_outside")
 
 
@@ -177,11 +176,9 @@ def _refs(repository: Repository) -> tuple[bytes, bytes]:
 
 def _kept(repository: Repository) -> Kept | None:
     """What is tracked although it is ignored, and the submodules. Blocks."""
-    listing: list[Argument] = ["ls-files", "-z", "--cached", "--sparse"]
-    ignored = repository.read([*listing, "--ignored", "--exclude-standard", *repository.limits])
-    # git can't be asked for one kind of entries (git-ls-files(1), --stage)
-    modules = _MODULE.findall(repository.read([*listing, "--stage", *repository.limits]))
+    listing = ["ls-files", "-z", "--cached", "--sparse", "--ignored", "--exclude-standard", *repository.limits]
+    ignored = repository.read(listing).split(b"\0")
     within = [
-        [path for name in names if (path := repository.from_git(name))] for names in (ignored.split(b"\0"), modules)
+        [path for name in names if (path := repository.from_git(name))] for names in (ignored, submodules(repository))
     ]
     return kept(os.path.join(repository.top, repository.prefix).rstrip(b"/"), *within)

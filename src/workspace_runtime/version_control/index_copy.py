@@ -12,33 +12,14 @@ import os
 import stat
 from pathlib import Path
 
-from .plain_files import open_file
-
 _CHECKSUM = 32  # the index ends with its own hash
 _MAX_INDEX = 256 * 1024 * 1024
 _PIECE = 1024 * 1024
 _CACHE = b"UNTR"
-# The mode of a submodule, as an entry of every version of the format has it (gitformat-index(5), "Index entry").
-_SUBMODULE = b"\0\0\xe0\0"
 
 
-def may_have_submodules(git_dir: bytes) -> bool:
-    """Whether the index of a repository has the mode of a submodule anywhere. False is sure, True is not. Blocks."""
-    if _is_split(git_dir):
-        return True
-    opened = open_file(os.path.join(git_dir, b"index"))
-    if opened is None:
-        return False
-    with opened as file:
-        end = b""
-        while piece := file.read(_PIECE):
-            if _SUBMODULE in end + piece:
-                return True
-            end = piece[-len(_SUBMODULE) :]
-    return False
-
-
-def _is_split(git_dir: bytes) -> bool:
+def is_split(git_dir: bytes) -> bool:
+    """Whether a repository's index has a part that stands elsewhere (git-update-index(1), "Split index"). Blocks."""
     return any(name.startswith(b"sharedindex.") for name in os.listdir(git_dir))
 
 
@@ -62,7 +43,7 @@ class IndexCopy:
             self._settings = settings
             self.copied = None
         try:
-            if _is_split(self._git_dir):
+            if is_split(self._git_dir):
                 return False  # of a split index we have but a part
             with contextlib.suppress(FileNotFoundError):  # left by a git that was killed; nobody else uses it
                 os.unlink(f"{self.path}.lock")

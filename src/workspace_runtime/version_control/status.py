@@ -1,14 +1,10 @@
 """The state of a working tree: one git process when nothing has changed, and never an answer from memory.
 
-What makes it fast is git's own (`index_copy.py`), so whatever any program has changed is seen. Two things are our own: submodules are
-looked at by runs with their own settings, since git would run the filters that they name, and lines are counted (`counts.py`).
+What makes it fast is git's own (`index_copy.py`), so whatever any program has changed is seen. Two things are our own: what has
+changed inside of submodules (`submodules.py`), and the counts of lines (`counts.py`).
 """
 
-import contextlib
 import os
-import re
-import stat
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,40 +17,34 @@ from .configuration import Settings
 from .counts import Count, Counts
 from .discovery import Known, find
 from .failures import failure
-from .git import READ_SECONDS, Argument, succeeded
-from .index_copy import IndexCopy, may_have_submodules
+from .git import Argument, succeeded
+from .index_copy import IndexCopy
 from .lists import operation
 from .repository import Repository
 from .revisions import current_branch, head
 from .status_output import CHANGES, CONFLICTS, Change, Parsed, parse
+from .submodules import UNCACHED, Find, submodules, with_dirt
 from .untracked_cache import UnreadableError, folders
 
 Untracked = Literal["all", "normal", "no"]
 MAX_FILES = 10_000
-MAX_SUBMODULES = 100
-_DEPTH = 4
 _CACHED: Settings = [
     ("core.untrackedCache", "true"),
     ("status.showUntrackedFiles", "all"),
     ("core.splitIndex", "false"),  # the part that is shared would be written into the repository
     ("index.recordEndOfIndexEntries", "true"),
 ]
-_UNCACHED: Settings = [("core.untrackedCache", "false")]
-_MODULE = re.compile(rb"submodule\.(.*)\.(path|ignore)", re.DOTALL)
 
 
 class Status:
     """The state of one repository's working tree. Used by one thread at a time."""
 
     def __init__(self, root: WorkspaceRoot, known: Known, folder: Path, git_dir: bytes) -> None:
-        self._root = root
-        self._known = known
         self._copy = IndexCopy(folder, git_dir)
         self._counts = Counts()
         self._checked: object = None
-        self._modules_of: tuple[object, list[bytes]] = (None, [])
-        self._modules_left = 0
-        self._end = 0.0
+        self._find: Find = lambda path, stop: find(root, path, known, stop)
+        self._modules: tuple[object, list[bytes]] = (None, [])
 
     def read(self, repository: Repository, *, untracked: Untracked = "all", ignored: bool = False) -> tuple[bytes, str]:
         """The state as JSON, and its entity tag. Blocks. Raises as `Repository.read`."""
@@ -69,8 +59,9 @@ class Status:
         parsed = self._asked_with_copy(repository, question, keep=usual)
         env = {"GIT_INDEX_FILE": str(self._copy.path)} if parsed is not None else {}
         if parsed is None:
-            parsed = _asked(repository, question, _UNCACHED, {})
-        changes = self._with_submodules(repository, parsed.changes)
+            parsed = _asked(repository, question, UNCACHED, {})
+        modules = self._modules_of(repository)
+        changes = with_dirt(repository, modules, parsed.changes, self._find) if modules else parsed.changes
         counts = self._counts.of(repository, changes[:MAX_FILES], env, parsed.oid)
         return tagged_json(_body(repository, parsed, changes, counts))
 
@@ -117,98 +108,16 @@ class Status:
         # into one with files that are tracked git goes anyway
         return any(not repository.read(["ls-files", "-z", "--", folder]) for folder in inner)
 
+    def _modules_of(self, repository: Repository) -> list[bytes]:
+        """The submodules: as they were, where the index is."""
+        index = self._copy.copied
+        if index is None or index != self._modules[0]:
+            self._modules = index, submodules(repository)
+        return self._modules[1]
+
     def forget(self) -> None:
         """Remove what is kept on the disk."""
         self._copy.forget()
-
-    # --- submodules -----------------------------------------------------------------------------------------------------
-
-    def _with_submodules(self, repository: Repository, changes: list[Change]) -> list[Change]:
-        """The changes with what has changed inside of submodules."""
-        index = self._copy.copied
-        if index is None or index != self._modules_of[0]:
-            self._modules_of = index, _submodules(repository)
-        modules = self._modules_of[1]
-        if not modules:
-            return changes
-        self._modules_left = MAX_SUBMODULES
-        self._end = time.monotonic() + READ_SECONDS
-        by_path = {change.path: at for at, change in enumerate(changes)}
-        changes = list(changes)
-        ignored = _ignored(repository)
-        for path in modules:
-            ignore = ignored.get(path, "none")
-            modified, untracked = self._dirt(repository, path, _DEPTH)
-            modified &= ignore not in ("all", "dirty")
-            untracked &= ignore not in ("all", "dirty", "untracked")
-            if not (modified or untracked):
-                continue
-            letters = ("M" if modified else ".") + ("U" if untracked else ".")
-            at = by_path.get(path)
-            if at is None:
-                changes.append(Change(path, ".M", None, "S." + letters))
-            else:
-                old = changes[at]
-                state = (old.submodule or "S...")[:2] + letters
-                code = old.code[0] + "M" if old.code[1] == "." else old.code
-                changes[at] = Change(path, code, old.old_path, state, old.ids)
-        return changes
-
-    def _dirt(self, repository: Repository, path: bytes, depth: int) -> tuple[bool, bool]:
-        """Whether something tracked has changed in a submodule, and whether it has untracked files."""
-        inner = repository.from_git(path)
-        if inner is None or depth == 0 or self._modules_left == 0:
-            return False, False
-        if time.monotonic() > self._end:
-            raise WorkspaceError("git_timeout", "The submodules took too long.")
-        self._modules_left -= 1
-        place = b"/".join(part for part in (repository.root, inner) if part)
-        try:
-            module, rest = find(self._root, place, self._known, repository.stop)
-        except WorkspaceError:
-            return False, False
-        if rest or module.root != place or module.bare:
-            return False, False  # not checked out
-        arguments = ["status", "--porcelain=v2", "-z", "--untracked-files=normal", "--ignore-submodules=dirty"]
-        changes = parse(module.run(arguments, settings=_UNCACHED).out).changes
-        untracked = any(change.code == "??" for change in changes)
-        modified = any(change.code != "??" for change in changes)
-        for nested in _submodules(module):
-            below = self._dirt(module, nested, depth - 1)
-            modified |= any(below)
-        return modified, untracked
-
-
-def _submodules(repository: Repository) -> list[bytes]:
-    """The submodules that the index has, also those that no file describes. Blocks."""
-    if not may_have_submodules(repository.git_dir):
-        return []
-    entries = repository.read(["ls-files", "--stage", "-z"]).split(b"\0")
-    return list(dict.fromkeys(entry.partition(b"\t")[2] for entry in entries if entry.startswith(b"160000 ")))
-
-
-def _ignored(repository: Repository) -> dict[bytes, str]:
-    """How much of which submodule is to be ignored (gitmodules(5)). Blocks."""
-    file = os.path.join(repository.top, b".gitmodules")
-    own = repository.configuration
-    listed = b""
-    with contextlib.suppress(OSError):
-        if stat.S_ISREG(os.lstat(file).st_mode):
-            pattern = r"^submodule\..*\.(path|ignore)$"
-            listed = repository.run(["config", "-z", "--file", file, "--get-regexp", pattern]).out
-    paths: dict[bytes, bytes] = {}
-    ignored: dict[bytes, str] = {}
-    for entry in listed.split(b"\0"):
-        key, _, value = entry.partition(b"\n")
-        found = _MODULE.fullmatch(key)
-        if found and found[2] == b"path":
-            paths[found[1]] = value
-        elif found:
-            ignored[found[1]] = value.decode("utf-8", "replace")
-    return {
-        path: own.last(f"submodule.{os.fsdecode(name)}.ignore") or ignored.get(name, "none")
-        for name, path in paths.items()
-    }
 
 
 def _asked(repository: Repository, command: Sequence[Argument], settings: Settings, env: dict[str, str]) -> Parsed:

@@ -1,0 +1,140 @@
+"""Submodules: which there are, and what has changed inside of them.
+
+git would look into them by itself, and run the filters that their configurations name. So each is looked at by a run with its own
+settings. Of their commits, which the index has, git tells without a look inside.
+"""
+
+import contextlib
+import os
+import re
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from workspace_runtime.errors import WorkspaceError
+
+from .configuration import Settings
+from .git import READ_SECONDS, Stop
+from .index_copy import is_split
+from .plain_files import open_file
+from .repository import Repository
+from .status_output import Change, parse
+
+MAX_SUBMODULES = 100  # that one answer looks into, also those in others
+_DEPTH = 4
+# Of a cache that is not our own copy's nobody knows what has become of its folders.
+UNCACHED: Settings = [("core.untrackedCache", "false")]
+_DESCRIBED = re.compile(rb"submodule\.(.*)\.(path|ignore)", re.DOTALL)
+_MODE = b"160000"
+# The same as an entry of every version of the index has it (gitformat-index(5), "Index entry").
+_BINARY_MODE = b"\0\0\xe0\0"
+_PIECE = 1024 * 1024
+
+# Finds the repository that a path of the workspace lies in, and the path below its root: `discovery.find`.
+Find = Callable[[bytes, Stop], tuple[Repository, bytes]]
+
+
+def submodules(repository: Repository) -> list[bytes]:
+    """The submodules that the index has, also those that no file describes, as git names them. Blocks. Raises as `Repository.read`."""
+    if not _may_have_any(repository.git_dir):
+        return []
+    entries = repository.read(["ls-files", "--stage", "--sparse", "-z", *repository.limits]).split(b"\0")
+    return list(dict.fromkeys(entry.partition(b"\t")[2] for entry in entries if entry.startswith(_MODE)))
+
+
+def _may_have_any(git_dir: bytes) -> bool:
+    """Whether an index has the mode of a submodule anywhere. False is sure, True is not."""
+    if is_split(git_dir):
+        return True
+    opened = open_file(os.path.join(git_dir, b"index"))
+    if opened is None:
+        return False
+    with opened as file:
+        end = b""
+        while piece := file.read(_PIECE):
+            if _BINARY_MODE in end + piece:
+                return True
+            end = piece[-len(_BINARY_MODE) :]
+    return False
+
+
+def with_dirt(repository: Repository, modules: list[bytes], changes: list[Change], find: Find) -> list[Change]:
+    """The changes of a repository with what has changed inside of these submodules. Blocks. Raises `git_timeout`."""
+    looks = _Looks(find, MAX_SUBMODULES, time.monotonic() + READ_SECONDS)
+    by_path = {change.path: at for at, change in enumerate(changes)}
+    changes = list(changes)
+    ignored = _ignored(repository)
+    for path in modules:
+        ignore = ignored.get(path, "none")
+        modified, untracked = looks.dirt(repository, path, _DEPTH)
+        modified &= ignore not in ("all", "dirty")
+        untracked &= ignore not in ("all", "dirty", "untracked")
+        if not (modified or untracked):
+            continue
+        letters = ("M" if modified else ".") + ("U" if untracked else ".")
+        at = by_path.get(path)
+        if at is None:
+            changes.append(Change(path, ".M", None, "S." + letters))
+        else:
+            old = changes[at]
+            state = (old.submodule or "S...")[:2] + letters
+            code = old.code[0] + "M" if old.code[1] == "." else old.code
+            changes[at] = Change(path, code, old.old_path, state, old.ids)
+    return changes
+
+
+@dataclass(slots=True)
+class _Looks:
+    """How many looks an answer has left, and until when."""
+
+    find: Find
+    left: int
+    end: float
+
+    def dirt(self, repository: Repository, path: bytes, depth: int) -> tuple[bool, bool]:
+        """Whether something tracked has changed in a submodule, and whether it has untracked files."""
+        inner = repository.from_git(path)
+        if inner is None or depth == 0 or self.left == 0:
+            return False, False
+        if time.monotonic() > self.end:
+            raise WorkspaceError("git_timeout", "The submodules took too long.")
+        self.left -= 1
+        place = b"/".join(part for part in (repository.root, inner) if part)
+        try:
+            module, rest = self.find(place, repository.stop)
+        except WorkspaceError:
+            return False, False
+        if rest or module.root != place or module.bare:
+            return False, False  # not checked out
+        arguments = ["status", "--porcelain=v2", "-z", "--untracked-files=normal", "--ignore-submodules=dirty"]
+        changes = parse(module.run(arguments, settings=UNCACHED).out).changes
+        untracked = any(change.code == "??" for change in changes)
+        modified = any(change.code != "??" for change in changes)
+        for nested in submodules(module):
+            modified |= any(self.dirt(module, nested, depth - 1))
+        return modified, untracked
+
+
+def _ignored(repository: Repository) -> dict[bytes, str]:
+    """How much of which submodule is to be ignored (gitmodules(5))."""
+    file = os.path.join(repository.top, b".gitmodules")
+    listed = b""
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG(os.lstat(file).st_mode):
+            pattern = r"^submodule\..*\.(path|ignore)$"
+            listed = repository.run(["config", "-z", "--file", file, "--get-regexp", pattern]).out
+    paths: dict[bytes, bytes] = {}
+    ignored: dict[bytes, str] = {}
+    for entry in listed.split(b"\0"):
+        key, _, value = entry.partition(b"\n")
+        found = _DESCRIBED.fullmatch(key)
+        if found and found[2] == b"path":
+            paths[found[1]] = value
+        elif found:
+            ignored[found[1]] = value.decode("utf-8", "replace")
+    own = repository.configuration
+    return {
+        path: own.last(f"submodule.{os.fsdecode(name)}.ignore") or ignored.get(name, "none")
+        for name, path in paths.items()
+    }
