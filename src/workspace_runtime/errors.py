@@ -100,6 +100,7 @@ PROBLEMS: Mapping[str, Problem] = {
     "branch_checked_out": Problem(409, "Checked out", "Switch that working tree to another branch first."),
     "head_detached": Problem(409, "No branch is checked out", "Name the branch, or check one out."),
     "hunk_not_found": Problem(409, "No such hunk any more", "Read the diff again, and choose from its hunks."),
+    "hunk_filtered": Problem(409, "A filter changes it", "Stage or discard the whole file: its filter runs then."),
     "path_untracked": Problem(409, "Not tracked by git", "Say untracked to delete it."),
     "path_ignored": Problem(409, "Ignored by git", "Say force to stage it all the same."),
     "message_missing": Problem(422, "No message", "Send a message."),

@@ -318,12 +318,16 @@ EVERY_HOOK = (
 )  # fmt: skip
 
 
-def everything_done(bench: Bench) -> None:
-    """Each kind of change once."""
+def everything_done(bench: Bench, *, trusted: bool = True) -> None:
+    """Each kind of change once; only where the repository is `trusted` anything is pushed to a path of this machine."""
     changed(bench)
     done(bench.post("stage", {"paths": ["a.txt"]}))
     done(bench.post("commit", {"message": "one"}))
-    done(bench.post("push"))
+    if trusted:
+        done(bench.post("push"))
+    else:
+        assert bench.post("push").json()["code"] == "remote_url_refused"
+        bench.git("-c", "core.hooksPath=/dev/null", "push")
     bench.pushed_by_another({"theirs": b"theirs"})
     done(bench.post("fetch"))
     done(bench.post("pull"))
@@ -361,7 +365,7 @@ def test_no_hook_runs_where_the_repository_is_not_trusted(wary: ServerProcess, p
     bench.config("commit.gpgSign", "true")
     bench.config("tag.gpgSign", "true")
     (bench.copy / ".git" / "info" / "attributes").write_text("* filter=own merge=own\n")
-    everything_done(bench)
+    everything_done(bench, trusted=False)
     done(bench.post("tags", {"name": "v1", "message": "one"}), 201)
     bench.close()
     assert [trap.ran for trap in (*traps, *filters)] == [""] * (len(traps) + len(filters))

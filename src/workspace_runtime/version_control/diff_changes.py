@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 from workspace_runtime.errors import WorkspaceError
 
+SUBMODULE = b"160000"  # the mode of a link to a commit of another repository
+
 
 @dataclass(slots=True)
 class Change:

@@ -125,6 +125,11 @@ _TABLE = (
         "git ignores some of these paths. Say force to stage them all the same.",
     ),
     _row(
+        "path_ignored",
+        r"^outside of your sparse-checkout definition",
+        "Some of these paths are outside of the sparse checkout. Say force to stage them all the same.",
+    ),
+    _row(
         "branch_not_merged",
         r"^error: [Tt]he branch '.*' is not fully merged",
         "The branch has commits that are on no other. Merge it, or say force, which loses them.",
@@ -197,6 +202,7 @@ _STALE = {"stale info", "remote ref updated since checkout"}
 _IN_WAY = re.compile(r"(?:would be overwritten by [\w -]{1,40}|would lose untracked files in them):\n((?:\t.*\n?)+)")
 # the same, where git knows of but one at a time
 _ONE_IN_WAY = re.compile(r"^error: Untracked working tree file '(.*)' would be overwritten by", re.MULTILINE)
+_THERE_ALREADY = re.compile(r"^(.+) already exists, no checkout$", re.MULTILINE)
 
 
 def failure(
@@ -254,7 +260,7 @@ def _push_refusal(refs: list[dict[str, Any]], output: str) -> WorkspaceError:
 
 
 def _paths_in_way(words: str) -> list[str]:
-    return [*_ONE_IN_WAY.findall(words), *_listed_in_way(words)]
+    return [*_ONE_IN_WAY.findall(words), *_THERE_ALREADY.findall(words), *_listed_in_way(words)]
 
 
 def _listed_in_way(words: str) -> list[str]:

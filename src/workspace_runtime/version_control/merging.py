@@ -9,17 +9,23 @@ from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import shown
 
 from . import autostash
+from .configuration import Settings
+from .diff_changes import SUBMODULE
 from .lists import conflicts, operation
 from .obstacles import must_be_free
-from .plain_files import line_of
-from .repository import Repository
+from .plain_files import open_file
+from .prepared import prepared_message
+from .repository import Repository, portions
 from .revisions import full_name, head, resolve
 from .staging import FROM_INPUT, listed
 from .stashing import forget
+from .stops import left_behind, stopped_by_conflicts
 from .switching import where
 from .work import Work
 
 _MAX_TODO = 16 * 1024 * 1024
+# of a message that a person would see in an editor: nothing is added to it, and nothing taken out
+_AS_IT_IS: Settings = [("commit.cleanup", "whitespace"), ("commit.status", "false")]
 _BROUGHT_BACK = "Applied autostash."
 Fast = Literal["ff", "ff-only", "no-ff", "squash"]
 Kind = Literal["merge", "rebase", "am", "cherry-pick", "revert", "bisect"]
@@ -33,14 +39,27 @@ async def merge(work: Work, *, ref: str, mode: Fast | None = None, message: str 
     oid = await work.ask(resolve, repository, ref)
     before = await work.ask(head, repository)
     await work.ask(must_be_free, repository, oid, before=before, merged=True)
+    name = await work.ask(_name, repository, ref, oid)
     arguments = ["merge", "--quiet", "--no-edit", *([f"--{mode}"] if mode else [])]
     if mode == "squash":
-        await stopped_by_conflicts(work, [*arguments, oid])
+        left = await stopped_by_conflicts(work, [*arguments, name])
     else:
-        text = message if message is not None else await work.ask(_message, repository, ref, oid)
-        async with work.message(text) as file:
-            await stopped_by_conflicts(work, [*arguments, f"--file={file}", oid])
-    return {**(await work.ask(where, repository)), "before": before}
+        if message is None:  # the list of commits that is configured is in it
+            arguments.append("--no-log")
+            message = await work.ask(_message, repository, ref, oid)
+        async with work.message(message) as file:
+            left = await stopped_by_conflicts(work, [*arguments, f"--file={file}", name])
+    return {**(await work.ask(where, repository)), "before": before, **left}
+
+
+def _name(repository: Repository, ref: str, oid: str) -> str:
+    """What git is told to merge: a branch by its name, which git writes beside the lines that conflict; all else by the id. Blocks.
+
+    git looks up the name once more. What comes to the branch in that moment is merged as well, as in a terminal.
+    """
+    full = full_name(repository, ref)
+    is_branch = full.startswith(("refs/heads/", "refs/remotes/")) and (full == ref or full.endswith(f"/{ref}"))
+    return ref if is_branch and ref != "FETCH_HEAD" and resolve(repository, full) == oid else oid
 
 
 def _message(repository: Repository, ref: str, oid: str) -> str:
@@ -63,8 +82,8 @@ async def rebase(work: Work, *, onto: str, autostash: bool | None = None) -> dic
     before = await work.ask(head, repository)
     await work.ask(must_be_free, repository, oid, before=before)
     stash = [] if autostash is None else ["--autostash" if autostash else "--no-autostash"]
-    await stopped_by_conflicts(work, ["rebase", "--quiet", *stash, oid])
-    return {**(await work.ask(where, repository)), "before": before}
+    left = await stopped_by_conflicts(work, ["rebase", "--quiet", *stash, oid])
+    return {**(await work.ask(where, repository)), "before": before, **left}
 
 
 async def proceed(work: Work, *, kind: Kind, step: Step) -> dict[str, Any]:
@@ -75,23 +94,53 @@ async def proceed(work: Work, *, kind: Kind, step: Step) -> dict[str, Any]:
         what = f"a {under_way['kind']} is" if under_way else "nothing is"
         raise WorkspaceError("not_under_way", f"No {kind} is under way: {what}.", operation=under_way)
     if (kind, step) == ("bisect", "abort"):
-        await work.git(["bisect", "reset"])
+        left = await left_behind(work, await work.git(["bisect", "reset"]))
     elif kind == "bisect" or (kind, step) == ("merge", "skip"):
         raise WorkspaceError("step_not_possible", f"A {kind} has no {step}.")
     elif (kind, step) == ("merge", "abort"):
-        await _abort_merge(work)
+        left = await _abort_merge(work)
     elif step == "abort":
-        await work.git([kind, "--abort"])
+        left = await left_behind(work, await work.git([kind, "--abort"]))
     else:
-        if kind == "rebase" and not work.repository.trusted and await work.ask(_has_commands, repository):
+        if kind == "rebase" and not work.repository.trusted and await work.ask(_runs_commands, repository):
             raise WorkspaceError(
                 "step_not_possible", "The rebase has commands to run, and the repository is not trusted."
             )
-        await stopped_by_conflicts(work, [kind, f"--{step}"])
-    return {**(await work.ask(where, repository)), "operation": await work.ask(operation, repository)}
+        left = await _go_on(work, kind, step)
+    return {**(await work.ask(where, repository)), "operation": await work.ask(operation, repository), **left}
 
 
-async def _abort_merge(work: Work) -> None:
+async def _go_on(work: Work, kind: Kind, step: Step) -> dict[str, Any]:
+    """Continue or skip. The message of a commit that a conflict has stopped is recorded as it is: git would have a person edit it, and
+    so takes lines out that begin like a comment."""
+    repository = work.repository
+    if kind == "rebase":
+        as_it_is = [] if await work.ask(_puts_together, repository) else _AS_IT_IS
+        return await stopped_by_conflicts(work, [kind, f"--{step}"], settings=as_it_is)
+    text = await work.ask(_message_waiting, repository, kind) if step == "continue" else None
+    if text is None:
+        return await stopped_by_conflicts(work, [kind, f"--{step}"])
+    async with work.message(text) as file:
+        left = await stopped_by_conflicts(work, ["commit", "--quiet", "--cleanup=whitespace", f"--file={file}"])
+    under_way = await work.ask(operation, repository)
+    if kind != "merge" and under_way is not None and under_way["kind"] == kind:
+        return await stopped_by_conflicts(work, [kind, "--continue"])
+    return left
+
+
+def _message_waiting(repository: Repository, kind: Kind) -> str | None:
+    """The message of the commit that waits to be made; None where none waits, and where only git can read it. Blocks."""
+    head_of = {"merge": b"MERGE_HEAD", "cherry-pick": b"CHERRY_PICK_HEAD", "revert": b"REVERT_HEAD"}.get(kind)
+    if head_of is None or not os.path.lexists(os.path.join(repository.git_dir, head_of)):
+        return None
+    text = prepared_message(repository)
+    try:
+        return text.decode() if text else None
+    except UnicodeDecodeError:
+        return None
+
+
+async def _abort_merge(work: Work) -> dict[str, Any]:
     """Undo a merge. git forgets where the changes are that it took away before the merge, and then brings them back: so they are a
     stash until that is done."""
     stash = await work.ask(autostash.of_merge, work.repository)
@@ -107,73 +156,91 @@ async def _abort_merge(work: Work) -> None:
         raise
     if stash is not None and _BROUGHT_BACK in output.err:
         await forget(work, stash)
+    return await left_behind(work, output)
 
 
-def _has_commands(repository: Repository) -> bool:
-    """Whether what is left of a rebase runs commands (git-rebase(1), `exec`)."""
-    todo = line_of(os.path.join(repository.git_dir, b"rebase-merge/git-rebase-todo"), _MAX_TODO) or b""
-    return any(line.split(b" ")[0] in (b"exec", b"x") for line in todo.split(b"\n"))
+def _runs_commands(repository: Repository) -> bool:
+    """Whether what is left of a rebase runs commands (git-rebase(1), `exec`), or may do so. Blocks."""
+    words = _todo(repository)
+    return words is None or not words.isdisjoint((b"exec", b"x"))
 
 
-async def stopped_by_conflicts(work: Work, arguments: Sequence[str], **how: Any) -> None:
-    """Run a command that conflicts may stop. Raises `merge_conflict` with them, whatever words git had."""
-    try:
-        await work.git(arguments, **how)
-    except WorkspaceError as fault:
-        found = await work.ask(conflicts, work.repository)
-        if not found["items"]:
-            raise
-        under_way = await work.ask(operation, work.repository)
-        files = [item["path"] for item in found["items"]]
-        raise WorkspaceError(
-            "merge_conflict",
-            f"{len(files)} files have conflicts. Resolve them, then continue or abort.",
-            files=files[:1000], operation=under_way, output=fault.data.get("output"),
-        ) from None  # fmt: skip
+def _puts_together(repository: Repository) -> bool:
+    """Whether a rebase makes one message of several: what git writes between them is to be taken out as comments. Blocks."""
+    folder = os.path.join(repository.git_dir, b"rebase-merge")
+    if any(os.path.lexists(os.path.join(folder, name)) for name in (b"message-squash", b"message-fixup")):
+        return True
+    words = _todo(repository)
+    return words is None or not words.isdisjoint((b"squash", b"s", b"fixup", b"f"))
+
+
+def _todo(repository: Repository) -> set[bytes] | None:
+    """The commands that a rebase has still to do, each once; None where they can't be read. Blocks.
+
+    As git reads them (sequencer.c, `parse_insn_line`): blanks may stand before a command, and a blank or a tab after it.
+    """
+    path = os.path.join(repository.git_dir, b"rebase-merge/git-rebase-todo")
+    opened = open_file(path)
+    if opened is None:
+        return None if os.path.lexists(path) else set()
+    with opened as file:
+        text = file.read(_MAX_TODO + 1)
+    if len(text) > _MAX_TODO:
+        return None
+    return {words[0] for line in text.split(b"\n") if (words := line.split(maxsplit=1))}
 
 
 async def resolve_conflicts(work: Work, *, paths: Sequence[bytes], use: Side) -> dict[str, Any]:
     """Settle conflicts: take one side whole, or what stands in the working tree (`worktree`), and put it into the index.
 
-    A side that has no such file deletes it. Raises `conflict_not_found`.
+    A side that has no such file deletes it. Of a submodule the index alone takes the side: its folder stays as it is, as after a merge
+    without conflicts. Raises `conflict_not_found`.
     """
     repository = work.repository
     chosen = await work.ask(_chosen, repository, paths)
-    if use == "base":
-        # `checkout` has no flag for it: the stage is written by its id
-        for path, sides in chosen.items():
-            if sides["base"] is not None:
-                line = f"{sides['base']['mode']} {sides['base']['oid']} 0\t".encode() + repository.to_git(path) + b"\0"
-                await work.git(["update-index", "-z", "--index-info"], input=line)
-                await work.git(["checkout-index", "--force", "-z", "--stdin"], input=repository.to_git(path) + b"\0")
-        gone = [path for path, sides in chosen.items() if sides["base"] is None]
-    elif use == "worktree":
-        gone = []
-        await work.git(["add", "--all", "--force", *FROM_INPUT], input=listed(repository, list(chosen)))
-    else:
-        there = [path for path, sides in chosen.items() if sides[use] is not None]
-        gone = [path for path, sides in chosen.items() if sides[use] is None]
-        if there:
-            await work.git(["checkout", "--quiet", f"--{use}", *FROM_INPUT], input=listed(repository, there))
-            await work.git(["add", "--force", *FROM_INPUT], input=listed(repository, there))
+    if use == "worktree":
+        await work.git(["add", "--all", "--force", "--sparse", *FROM_INPUT], input=listed(repository, list(chosen)))
+        return await work.ask(conflicts, repository)
+    records, written, gone = [], [], []
+    for path, sides in chosen.items():
+        side, name = sides[use], repository.to_git(path)
+        linked = [each for each in sides.values() if each is not None and each["mode"] == SUBMODULE.decode()]
+        if side is None and not linked:
+            gone.append(path)
+            continue
+        if side is None:  # `git rm` would delete the other repository
+            side = {"mode": "0", "oid": "0" * len(linked[0]["oid"])}
+        elif side["mode"] != SUBMODULE.decode():
+            written.append(name)
+        # the stage is taken by its id: `checkout` has no flag for the base, and does not move a submodule
+        records.append(f"{side['mode']} {side['oid']} 0\t".encode() + name + b"\0")
+    if records:
+        await work.git(["update-index", "-z", "--index-info"], input=b"".join(records))
+    if written:
+        names = b"".join(name + b"\0" for name in written)
+        await work.git(["checkout-index", "--force", "-z", "--stdin"], input=names)
     if gone:
-        await work.git(["rm", "--quiet", "--force", *FROM_INPUT], input=listed(repository, gone))
+        await work.git(["rm", "--quiet", "--force", "--sparse", *FROM_INPUT], input=listed(repository, gone))
     return await work.ask(conflicts, repository)
 
 
 def _chosen(repository: Repository, paths: Sequence[bytes]) -> dict[bytes, dict[str, Any]]:
-    """The three sides of these files. Blocks."""
+    """The three sides of these files, and of those in these folders. Blocks."""
     sides: dict[bytes, dict[str, Any]] = {}
-    listing = repository.read(["ls-files", "--unmerged", "-z", "--full-name", *repository.paths(paths)])
-    for record in listing.split(b"\0"):
-        if record:
+    for part in portions(paths):
+        listing = repository.read(["ls-files", "--unmerged", "-z", "--full-name", *repository.paths(part)])
+        for record in listing.split(b"\0"):
             facts, _, name = record.partition(b"\t")
-            mode, oid, stage = facts.decode().split(" ")
-            path = repository.from_git(name)
+            path = repository.from_git(name) if record else None
             if path is not None:
+                mode, oid, stage = facts.decode().split(" ")
                 side = ("base", "ours", "theirs")[int(stage) - 1]
                 sides.setdefault(path, {"base": None, "ours": None, "theirs": None})[side] = {"mode": mode, "oid": oid}
+    known = set(sides)
+    for path in sides:
+        while path := os.path.dirname(path):
+            known.add(path)
     for path in paths:
-        if path not in sides:
+        if path not in known:
             raise WorkspaceError("conflict_not_found", f"{shown(path)!r} has no conflict.", path=shown(path))
     return sides

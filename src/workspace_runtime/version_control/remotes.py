@@ -10,12 +10,13 @@ from workspace_runtime.errors import WorkspaceError
 
 from .credentials import Credentials, bind, carries_password, check_url
 from .failures import failure
-from .merging import stopped_by_conflicts
+from .git import READ_PROTOCOLS
 from .obstacles import must_be_free
 from .overlays import detours
 from .push_output import push_refs
 from .repository import Repository
 from .revisions import branch_name, checked, head, resolve
+from .stops import stopped_by_conflicts
 from .switching import where
 from .work import Work
 
@@ -159,9 +160,9 @@ async def pull(
     how = {"ff-only": ["--ff-only"], "rebase": ["--rebase"], "merge": ["--no-rebase"], None: []}[mode]
     how += [] if autostash is None else ["--autostash" if autostash else "--no-autostash"]
     arguments = ["pull", "--progress", "--no-edit", "--no-recurse-submodules", _UPLOAD, *how, *which]
-    await stopped_by_conflicts(work, arguments, credentials=credentials, network=True)
+    left = await stopped_by_conflicts(work, arguments, credentials=credentials, network=True)
     after = await work.ask(where, repository)
-    return {**after, "before": before, "updated": after["head"]["oid"] != before}
+    return {**after, "before": before, "updated": after["head"]["oid"] != before, **left}
 
 
 def _must_be_free(repository: Repository, which: list[str], before: str | None, mode: Mode | None) -> None:
@@ -207,10 +208,13 @@ async def push(
         how.append("--force-with-lease")
     credentials = await work.ask(_credentials, repository, where_to, username, token, push=True) if where_to else None
     which = [*([where_to] if where_to and named else []), *([what] if what else [])]
+    # the other repository's hooks would run here
+    protocols = {} if repository.trusted else {"GIT_ALLOW_PROTOCOL": READ_PROTOCOLS}
     output = await work.git(
         ["push", "--porcelain", "--progress", "--no-recurse-submodules", _RECEIVE, *how, *which],
         credentials=credentials,
         ok=(0, 1),
+        env=protocols,
         network=True,
     )
     refs = push_refs(output.out)

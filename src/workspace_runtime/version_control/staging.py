@@ -8,11 +8,13 @@ from typing import Any
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import shown
 
+from .diff_changes import SUBMODULE, read_changes
 from .diff_output import CONFIG
 from .diff_output import arguments as diff_arguments
 from .git import Argument
 from .hunks import select
 from .obstacles import contents, in_way, intended, refuse, remove_empty
+from .overlays import for_reads
 from .repository import Repository, portions
 from .revisions import head
 from .work import Work
@@ -41,7 +43,8 @@ def _literal(name: bytes) -> bytes:
 async def stage(
     work: Work, *, paths: Sequence[bytes], hunks: Hunks, every: bool = False, force: bool = False
 ) -> dict[str, Any]:
-    """Put files (changed, new or deleted), or some hunks of files, into the index. `force`: also what is ignored."""
+    """Put files (changed, new or deleted), or some hunks of files, into the index. `force`: also what is ignored, or outside of a
+    sparse checkout."""
     linked = await work.ask(_linked, work.repository) if every or paths else []
     if every:
         await work.git(["add", "--all", "--", ".", *(_EXCEPT + path for path in linked)])
@@ -50,9 +53,13 @@ async def stage(
             if b".git" in path.split(b"/"):  # git would take it, and do nothing
                 raise _unknown(path)
             _must_be_ours(path, linked)
+        await work.ask(_must_not_be_of_another, work.repository, paths)
         within = [tree for tree in linked if any(not path or tree.startswith(path + b"/") for path in paths)]
         chosen = listed(work.repository, paths) + b"".join(_EXCEPT + tree + b"\0" for tree in within)
-        await work.git(["add", "--all", *(["--force"] if force else []), *FROM_INPUT], input=chosen)
+        if not force and work.repository.configuration.flag("core.sparsecheckout"):
+            # of what lies outside git tells when it has staged the others
+            await work.git(["add", "--all", "--dry-run", *FROM_INPUT], input=chosen)
+        await work.git(["add", "--all", *(["--force", "--sparse"] if force else []), *FROM_INPUT], input=chosen)
     if hunks.of:
         await _apply(work, hunks, ["--cached"])
     return {}
@@ -77,7 +84,10 @@ async def unstage(work: Work, *, paths: Sequence[bytes], hunks: Hunks, every: bo
 async def discard(
     work: Work, *, paths: Sequence[bytes], hunks: Hunks, every: bool = False, untracked: bool = False
 ) -> dict[str, Any]:
-    """Bring files, or some hunks of files, back to what the index has. `untracked`: delete those that git does not know."""
+    """Bring files, or some hunks of files, back to what the index has. `untracked`: delete those that git does not know.
+
+    A submodule is another repository's: 409 where it is named, or lies in a folder that is.
+    """
     repository = work.repository
     if every or paths:
         found = await work.ask(_sorted, repository, paths)
@@ -129,14 +139,74 @@ async def _delete(work: Work, found: "_Found") -> None:
 async def _apply(work: Work, hunks: Hunks, how: Sequence[str], *, staged: bool = False, reverse: bool = False) -> None:
     """Apply hunks of the difference that is there now, or take them back."""
     repository = work.repository
-    wanted = {repository.to_git(path): ids for path, ids in hunks.of.items()}
-    # of all files, as the client has read it: limited to some, git does not see what was renamed
-    command: list[Argument] = ["diff", *(["--cached"] if staged else []), *diff_arguments(context=hunks.context)]
-    changes = await work.ask(repository.read, command, settings=list(CONFIG.items()))
-    patch = select(changes, wanted, reverse=reverse)
+    patch = await work.ask(_patch, repository, hunks, staged=staged, reverse=reverse)
     back = ["--reverse"] if reverse else []
     flags = ["--unidiff-zero", "--whitespace=nowarn", "--no-ignore-whitespace"]
     await work.git(["apply", *how, *back, *flags, "-"], input=patch)
+
+
+def _patch(repository: Repository, hunks: Hunks, *, staged: bool, reverse: bool) -> bytes:
+    """A patch of the hunks, from the difference that the client has read. Blocks. Raises `hunk_not_found`, `hunk_filtered`, and
+    `path_invalid` for the commit of a submodule that is to be undone."""
+    wanted = {repository.to_git(path): ids for path, ids in hunks.of.items()}
+    command: list[Argument] = ["diff", *(["--cached"] if staged else [])]
+    settings = list(CONFIG.items())
+    # among all files, or git does not see what was renamed; their content may be more than one answer holds
+    flags = [flag for flag in diff_arguments(patch=False) if flag != "--numstat"]
+    records = read_changes(repository.read([*command, *flags], settings=settings), cut=False)[0]
+    changes = [change for change in records if change.path in wanted]
+    if not staged:
+        _must_not_be_filtered(repository, [change.path for change in changes])
+        for change in changes:
+            if reverse and SUBMODULE in (change.old_mode, change.new_mode):
+                raise _submodule(change.path)
+    names = [name for change in changes for name in (change.path, change.old_path) if name is not None]
+    limits: list[Argument] = ["--", *names] if len(list(portions(names))) == 1 else []
+    flags = diff_arguments(context=hunks.context)
+    output = repository.read([*command, *flags, *limits], settings=settings) if names else b""
+    return select(output, wanted, reverse=reverse)
+
+
+def _must_not_be_filtered(repository: Repository, names: Sequence[bytes]) -> None:
+    """Raises `hunk_filtered` for a file that a filter changes which runs in writes alone, so that its content in the difference is
+    not what git would put into the index. Blocks."""
+    if not repository.trusted:  # it does not run at all
+        return
+    blanked = {key for key, _ in for_reads(repository.configuration, repository.top)}
+    if not any(key.startswith("filter.") for key in blanked):
+        return
+    for part in portions(names):
+        fields = repository.read(["check-attr", "-z", "filter", "--", *part]).split(b"\0")
+        for name, value in zip(fields[0:-1:3], fields[2::3], strict=False):
+            driver = f"filter.{os.fsdecode(value)}"
+            if f"{driver}.clean" in blanked or f"{driver}.process" in blanked:
+                raise WorkspaceError(
+                    "hunk_filtered",
+                    f"{shown(name)!r} goes through {driver} of the repository's own configuration, which is not in the difference.",
+                    path=shown(name),
+                )
+
+
+def _must_not_be_of_another(repository: Repository, paths: Sequence[bytes]) -> None:
+    """Raises `path_invalid` for what lies in another repository: git would do nothing, or nothing that can be understood. Blocks."""
+    for path in paths:
+        above = repository.to_git(path)
+        while above := os.path.dirname(above):
+            if os.path.lexists(os.path.join(repository.top, above, b".git")):
+                if not any(_told(repository, [*_TRACKED, "--cached", "--others"], [path])):
+                    raise WorkspaceError(
+                        "path_invalid",
+                        f"{shown(path)!r} belongs to the repository {shown(above)!r}: name that one as path, and stage it there.",
+                    )
+                break
+
+
+def _submodule(name: bytes) -> WorkspaceError:
+    return WorkspaceError(
+        "path_invalid",
+        f"{shown(name)!r} is a submodule: name it as path, and check out there what it shall have.",
+        path=shown(name),
+    )
 
 
 def _must_be_ours(path: bytes, linked: Sequence[bytes]) -> None:
@@ -223,11 +293,18 @@ class _Found:
 def _sorted(repository: Repository, paths: Sequence[bytes]) -> _Found:
     """What of these paths (none: of all) there is to discard. Blocks.
 
-    Raises `WorkspaceError` (`file_not_found`) for a path with nothing of it that git does not know either.
+    Raises `WorkspaceError`: `file_not_found` for a path with nothing of it that git does not know either, `path_invalid` for a submodule.
     """
     changed = _Names(repository, _told(repository, [*_TRACKED, "--modified", "--deleted"], paths))
     new = _Names(repository, _told(repository, [*_TRACKED, "--others", "--exclude-standard", "--directory"], paths))
-    known = _Names(repository, _told(repository, _TRACKED, paths) if paths else ())
+    staged = [row.partition(b"\t") for row in _told(repository, [*_TRACKED, "--stage"], paths)] if paths else []
+    known = _Names(repository, [name for _, _, name in staged])
+    for facts, _, name in staged:
+        # one whose folder is gone can be brought back
+        if facts.startswith(SUBMODULE) and os.path.isdir(os.path.join(repository.top, name)):
+            path = repository.from_git(name)
+            if path in paths or path in changed.names:
+                raise _submodule(name)
     for path in paths:
         if not (changed.have(path) or new.have(path) or known.have(path)):
             raise _unknown(path)

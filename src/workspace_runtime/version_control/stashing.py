@@ -13,13 +13,19 @@ from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.processes import finish
 
 from .autostash import entries, store
+from .failures import failure
+from .git import succeeded
 from .lists import operation, stashes
 from .obstacles import must_be_free
-from .repository import Repository
+from .repository import Repository, portions
+from .revisions import head
 from .staging import FROM_INPUT, listed
+from .stops import stopped_by_conflicts
 from .work import Work
 
 _NOTHING = b"No local changes to save"
+_UNTRACKED = "--include-untracked"
+_MAX_LOOKED_AT = 1024 * 1024
 _DROPPED = re.compile(rb"\(([0-9a-f]{40,64})\)\s*$")
 # What `git reset --hard` forgets, which is how git empties the working tree.
 _ENDED_BY_IT = ("merge", "cherry-pick", "revert")
@@ -30,10 +36,14 @@ _FORGETTING_S = 20.0
 async def put_away(
     work: Work, arguments: Sequence[str], *, message: str | None = None, paths: Sequence[bytes] = ()
 ) -> str | None:
-    """Make a stash by `git stash push`: its id, None where there was nothing for it.
+    """Make a stash by `git stash push`: its id, None where there was nothing for it, or is no commit yet.
 
     Where that fails or is cancelled, the stash may have been made: its id is `stash` in the error then.
     """
+    if await work.ask(head, work.repository) is None:
+        return None
+    if _UNTRACKED in arguments and not await work.ask(_has_untracked, work.repository, paths):
+        arguments = [flag for flag in arguments if flag != _UNTRACKED]
     before = await work.ask(entries, work.repository)
     told = [f"--message={message}"] if message else []
     from_input = FROM_INPUT if paths else ()
@@ -53,6 +63,21 @@ async def put_away(
         raise
     work.operation.notes["stash"] = made  # from here on it must be told of, also if what follows is cancelled
     return made
+
+
+def _has_untracked(repository: Repository, paths: Sequence[bytes]) -> bool:
+    """Whether there are untracked files (of these paths) that git would put away. Blocks.
+
+    For another repository in the working tree, which stays where it is, git would make a stash without anything in it.
+    """
+    for part in portions(paths) if paths else [[]]:
+        command = ["ls-files", "-z", "--others", "--exclude-standard", *repository.paths(part)]
+        output = repository.run(command, limit=_MAX_LOOKED_AT)
+        if not succeeded(output):
+            raise failure(output.err)
+        if output.cut or any(name and not name.endswith(b"/") for name in output.out.split(b"\0")):
+            return True
+    return False
 
 
 def _made(repository: Repository, before: list[tuple[str, str]], message: str | None) -> str | None:
@@ -79,7 +104,7 @@ async def push(
         under_way = await work.ask(operation, work.repository)
         if under_way is not None and under_way["kind"] in _ENDED_BY_IT:
             raise in_progress(under_way)
-    flags = (("--include-untracked", include_untracked), ("--keep-index", keep_index), ("--staged", staged))
+    flags = ((_UNTRACKED, include_untracked), ("--keep-index", keep_index), ("--staged", staged))
     arguments = [flag for flag, wanted in flags if wanted]
     oid = await put_away(work, arguments, message=message, paths=paths)
     made = (await work.ask(stashes, work.repository))["items"]
@@ -107,7 +132,7 @@ async def apply(work: Work, *, name: str, index: bool, pop: bool) -> dict[str, A
 async def bring_back(work: Work, oid: str, *, index: bool, pop: bool = True) -> None:
     """Apply the stash with this id, and with `pop` forget it when that is done."""
     await work.ask(must_be_free, work.repository, oid, before=f"{oid}^1")
-    await work.git(["stash", "apply", *(["--index"] if index else []), "--quiet", oid])
+    await stopped_by_conflicts(work, ["stash", "apply", *(["--index"] if index else []), "--quiet", oid])
     if pop:
         await forget(work, oid)
 

@@ -92,15 +92,11 @@ def _target(
         return [branch], f"refs/heads/{branch}"
     if branch == current_branch(repository):
         return [], branch
-    remotes = [
-        line
-        for line in repository.read(["for-each-ref", "--format=%(refname)", "refs/remotes"])
-        .decode("utf-8", "replace")
-        .split("\n")
-        if line.startswith("refs/remotes/") and line.partition("refs/remotes/")[2].partition("/")[2] == branch
-    ]
-    if len(remotes) == 1:
-        return ["--guess", branch], remotes[0]
+    if branch != "HEAD":  # a remote's is no branch of its own
+        names = repository.read(["remote"]).decode("utf-8", "surrogateescape").split("\n")
+        refs = [ref for name in names if name and exists(repository, ref := f"refs/remotes/{name}/{branch}")]
+        if len(refs) == 1:
+            return ["--guess", branch], refs[0]
     return ["--detach", oid := resolve(repository, branch, field="branch")], oid
 
 

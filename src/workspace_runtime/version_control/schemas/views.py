@@ -151,13 +151,22 @@ class CheckoutView(WhereView):
     stash: str | None = Field(description="The id of the stash that has the local changes.")
 
 
-class MergeView(WhereView):
+class LeftView(WhereView):
+    """Where an `autostash` may have been at work."""
+
+    stash: str | None = Field(
+        description="The id of the stash that has the local changes, where they could not be brought back as they were."
+    )
+    files: list[str] = Field(description="Those that are left with conflicts by that, at most 1000.")
+
+
+class MergeView(LeftView):
     """A merge or rebase."""
 
     before: str | None
 
 
-class StepView(WhereView):
+class StepView(LeftView):
     """A step of what is under way."""
 
     operation: UnderWayView | None
