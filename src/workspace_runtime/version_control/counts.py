@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from .failures import failure
 from .git import Argument, succeeded
@@ -67,15 +68,22 @@ class Counts:
                     found[change.path] = Count(0, 0)
             else:
                 found[change.path] = known
-        # what the status tells as renamed is compared with its old name, and nothing else: so a count does not depend on its company
-        renamed = [change for change in missing if change.old_path is not None]
-        plain = [change.path for change in missing if change.old_path is None]
+        groups: dict[tuple[_Sides, bool], list[Change]] = {}
+        for change in missing:
+            groups.setdefault((_sides(change), change.old_path is not None), []).append(change)
         base = oid
-        for paths, how in ((plain, "--no-renames"), (_both_names(renamed), "--find-renames")):
-            for part in portions(paths):
-                if base is None:
-                    base = head(repository) or empty_tree(repository)
-                found.update(_count(repository, base, part, how, env))
+        for (sides, renamed), changes in groups.items():
+            if sides != "worktree" and base is None:
+                base = head(repository) or empty_tree(repository)
+            # what the status tells as renamed is compared with its old name, and nothing else: so a count does not depend on its company
+            how = [
+                *(["--cached"] if sides == "index" else []),
+                "--find-renames" if renamed else "--no-renames",
+                "--ignore-submodules=all",
+                *([base] if sides != "worktree" and base is not None else []),
+            ]
+            for part in portions(_names(changes)):
+                found.update(_count(repository, how, part, env))
         looks = _Looks(repository)
         for change in missing:
             key = keys[change.path]
@@ -136,18 +144,30 @@ def _key(change: Change, looks: _Looks) -> _Key | None:
     return None if _RECENT in key else key
 
 
-def _both_names(changes: Sequence[Change]) -> list[bytes]:
+# Where a file differs: between the last commit and the index, between the index and the working tree, or at both places.
+_Sides = Literal["index", "worktree", "both"]
+
+
+def _sides(change: Change) -> _Sides:
+    """By which comparison a file is counted. git compares the last commit with the working tree in a way that takes longer the more
+    files there are, and that is needed only where both sides of the index differ."""
+    if change.code in CONFLICTS or change.code[1] in "AR":
+        return "both"
+    if change.code[1] == ".":
+        return "index"
+    return "worktree" if change.code[0] == "." else "both"
+
+
+def _names(changes: Sequence[Change]) -> list[bytes]:
     return [path for change in changes for path in (change.old_path, change.path) if path is not None]
 
 
 def _count(
-    repository: Repository, base: str, paths: Sequence[bytes], renames: str, env: dict[str, str]
+    repository: Repository, how: Sequence[str], paths: Sequence[bytes], env: dict[str, str]
 ) -> Iterator[tuple[bytes, Count]]:
     """`git diff --numstat -z` (git-diff(1), "--numstat"): counts and path; of a rename an empty path, then the old and the new one."""
-    arguments: list[Argument] = [
-        "diff", "--numstat", "-z", "--no-color", "--no-ext-diff", "--no-textconv", "--no-relative", renames,
-        "--ignore-submodules=all", base, "--", *paths,
-    ]  # fmt: skip
+    plain = ["--no-color", "--no-ext-diff", "--no-textconv", "--no-relative"]
+    arguments: list[Argument] = ["diff", "--numstat", "-z", *plain, *how, "--", *paths]
     output = repository.run(arguments, env=env)
     if not succeeded(output):
         raise failure(output.err)

@@ -14,8 +14,10 @@ from pathlib import Path
 
 _CHECKSUM = 32  # the index ends with its own hash
 _MAX_INDEX = 256 * 1024 * 1024
-_PIECE = 1024 * 1024
+_PIECE = 4 * 1024 * 1024
 _CACHE = b"UNTR"
+# The mode of a submodule, as an entry of every version of the format has it (gitformat-index(5), "Index entry").
+SUBMODULE = b"\0\0\xe0\0"
 
 
 def is_split(git_dir: bytes) -> bool:
@@ -35,6 +37,7 @@ class IndexCopy:
         self._settings: object = None
         self.fresh = False  # git has not looked at it yet
         self.has_cache = False  # git's untracked cache was in it when it was made
+        self.may_have_submodules = False  # false is sure, true is not
 
     def refresh(self, settings: object) -> bool:
         """Make the copy anew where the index has changed, or the `settings` by which files were found unchanged. False: it can't be
@@ -85,15 +88,17 @@ class IndexCopy:
         if not self.fresh:
             return True
         self.copied = None
-        self.has_cache = False
+        self.has_cache = self.may_have_submodules = False
         fresh = f"{self.path}.new"
         try:
             with open(fresh, "wb") as target, open(opened, "rb", closefd=False) as source:
-                end = b""
+                tail = b""
                 while piece := source.read(_PIECE):
                     target.write(piece)
-                    self.has_cache |= _CACHE in end + piece
-                    end = piece[-len(_CACHE) :]
+                    border = tail + piece[: len(tail)]
+                    self.has_cache |= _CACHE in piece or _CACHE in border
+                    self.may_have_submodules |= SUBMODULE in piece or SUBMODULE in border
+                    tail = piece[-len(SUBMODULE) :]
             # git tells by this time which files may have changed in the same moment as the index was written
             os.utime(fresh, ns=(status.st_atime_ns, status.st_mtime_ns))
             os.replace(fresh, self.path)

@@ -32,7 +32,7 @@ _CACHED: Settings = [
     ("core.untrackedCache", "true"),
     ("status.showUntrackedFiles", "all"),
     ("core.splitIndex", "false"),  # the part that is shared would be written into the repository
-    ("index.recordEndOfIndexEntries", "true"),
+    ("index.threads", "true"),  # so git also writes where the entries end, and reads them in parts at a time
 ]
 
 
@@ -111,6 +111,8 @@ class Status:
     def _modules_of(self, repository: Repository) -> list[bytes]:
         """The submodules: as they were, where the index is."""
         index = self._copy.copied
+        if index is not None and not self._copy.may_have_submodules:
+            return []
         if index is None or index != self._modules[0]:
             self._modules = index, submodules(repository)
         return self._modules[1]

@@ -16,7 +16,7 @@ from workspace_runtime.errors import WorkspaceError
 
 from .configuration import Settings
 from .git import READ_SECONDS, Stop
-from .index_copy import is_split
+from .index_copy import SUBMODULE, is_split
 from .plain_files import open_file
 from .repository import Repository
 from .status_output import Change, parse
@@ -27,8 +27,6 @@ _DEPTH = 4
 UNCACHED: Settings = [("core.untrackedCache", "false")]
 _DESCRIBED = re.compile(rb"submodule\.(.*)\.(path|ignore)", re.DOTALL)
 _MODE = b"160000"
-# The same as an entry of every version of the index has it (gitformat-index(5), "Index entry").
-_BINARY_MODE = b"\0\0\xe0\0"
 _PIECE = 1024 * 1024
 
 # Finds the repository that a path of the workspace lies in, and the path below its root: `discovery.find`.
@@ -53,9 +51,9 @@ def _may_have_any(git_dir: bytes) -> bool:
     with opened as file:
         end = b""
         while piece := file.read(_PIECE):
-            if _BINARY_MODE in end + piece:
+            if SUBMODULE in end + piece:
                 return True
-            end = piece[-len(_BINARY_MODE) :]
+            end = piece[-len(SUBMODULE) :]
     return False
 
 

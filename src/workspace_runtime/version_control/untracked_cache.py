@@ -2,7 +2,7 @@
 
 git takes a folder with a `.git` of its own for another repository, but only when it meets the folder anew: once it has a folder in
 its cache it does not ask again. Whoever relies on the cache must, so here is where it goes. Formats: gitformat-index(5), "Untracked
-cache" and "End of Index Entry", which is there where `index.recordEndOfIndexEntries` is set; varints as in git's varint.c.
+cache" and "End of Index Entry", which is there where `index.threads` is set; varints as in git's varint.c.
 """
 
 import mmap
