@@ -2,7 +2,6 @@
 
 import mmap
 import os
-import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from support.git_home import Sandbox
 from support.git_remotes import http_remote
+from support.hostile_repository import program
 from support.server import running
 from support.version_control import Case, Host
 
@@ -38,15 +38,6 @@ def outside(tmp_path: Path) -> Path:
     path = tmp_path / "outside"
     path.write_text(f"{SECRET}\n")
     return path
-
-
-def program(folder: Path, name: str) -> tuple[Path, Path]:
-    """A program that passes its input on, and the file that it leaves when it runs."""
-    mark = folder / f"ran-{name}"
-    path = folder / f"run-{name}"
-    path.write_text(f"#!/bin/sh\n: > '{mark}'\ncat\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return path, mark
 
 
 def configure(case: Case, text: str) -> None:

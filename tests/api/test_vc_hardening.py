@@ -1,7 +1,6 @@
 """What a hostile or odd repository, or a change at the wrong moment, once got past: each of these did, in a version that was never out."""
 
 import os
-import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.git_home import CONFIG, Sandbox
+from support.hostile_repository import program
 from support.server import eventually, running
 from support.version_control import Case, Host
 
@@ -20,15 +20,6 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     box = Sandbox(folder)
     with running(folder) as server, server.client() as client:
         yield Host(server, box, client)
-
-
-def program(folder: Path, name: str) -> tuple[Path, Path]:
-    """A program, and the file that it leaves when it runs."""
-    mark = folder / f"ran-{name}"
-    path = folder / f"run-{name}"
-    path.write_text(f"#!/bin/sh\n: > '{mark}'\ncat\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return path, mark
 
 
 def add_worktree(case: Case, **body: object) -> None:

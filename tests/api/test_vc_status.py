@@ -383,3 +383,27 @@ def test_a_submodule_that_no_file_describes(here: Host) -> None:
     (file,) = case.get("status")["files"]
     assert (file["path"], file["worktree"]) == ("embedded", "modified")
     assert file["submodule"]["modified"] and not file["submodule"]["untracked"]
+
+
+def test_a_cache_that_another_git_has_passed_on_unread(here: Host) -> None:
+    """git compares whole seconds: what changed in the second of its last look counts as unchanged once the index has a later time."""
+    case = here.fresh()
+    case.git("config", "core.untrackedCache", "true")
+    case.git("config", "status.showUntrackedFiles", "all")
+    case.commit({"a": b"a\n", "folder/b": b"b\n"})
+    second = wait_for_a_second()
+    case.write("folder/first", "")
+    case.git("status")
+    case.write("folder/new", "")
+    assert int(time.time()) == second, "the machine is too slow for this test"
+    wait_for_a_second()
+    case.write("a", "b\n")
+    case.git("add", "a")
+    assert "folder/new" in case.files()
+    assert "folder/new" in case.files()
+
+
+def wait_for_a_second() -> int:
+    """Returns when the next one has just begun."""
+    before = int(time.time())
+    return int(eventually(lambda: (now := int(time.time())) != before and now))

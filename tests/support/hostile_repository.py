@@ -1,6 +1,7 @@
 """A repository whose configuration names a program in every place where git would run one. Each leaves a mark when it runs."""
 
 import os
+import stat
 from pathlib import Path
 
 from support.git_home import Sandbox
@@ -207,3 +208,12 @@ class HostileRepository:
         """Take the marks away."""
         for name in self.ran():
             (self.marks / f"ran-{name}").unlink()
+
+
+def program(folder: Path, name: str) -> tuple[Path, Path]:
+    """A program that passes its input on, and the file that it leaves when it runs."""
+    mark = folder / f"ran-{name}"
+    path = folder / f"run-{name}"
+    path.write_text(f"#!/bin/sh\n: > '{mark}'\ncat\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path, mark

@@ -9,13 +9,16 @@ never stale.
 import contextlib
 import hashlib
 import os
+import re
 import stat
 from pathlib import Path
 
 _CHECKSUM = 32  # the index ends with its own hash
 _MAX_INDEX = 256 * 1024 * 1024
 _PIECE = 4 * 1024 * 1024
-_CACHE = b"UNTR"
+# How git's untracked cache begins in an index: its size, that of the next word, and where it was made.
+_CACHE = re.compile(rb"UNTR.{4}.{1,4}Location /", re.DOTALL)
+_TAIL = 32  # that is longer than what is looked for
 # The mode of a submodule, as an entry of every version of the format has it (gitformat-index(5), "Index entry").
 SUBMODULE = b"\0\0\xe0\0"
 
@@ -95,10 +98,10 @@ class IndexCopy:
                 tail = b""
                 while piece := source.read(_PIECE):
                     target.write(piece)
-                    border = tail + piece[: len(tail)]
-                    self.has_cache |= _CACHE in piece or _CACHE in border
+                    border = tail + piece[:_TAIL]
+                    self.has_cache |= any(_CACHE.search(part) for part in (piece, border))
                     self.may_have_submodules |= SUBMODULE in piece or SUBMODULE in border
-                    tail = piece[-len(SUBMODULE) :]
+                    tail = piece[-_TAIL:]
             # git tells by this time which files may have changed in the same moment as the index was written
             os.utime(fresh, ns=(status.st_atime_ns, status.st_mtime_ns))
             os.replace(fresh, self.path)

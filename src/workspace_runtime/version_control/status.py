@@ -67,25 +67,19 @@ class Status:
 
     def _asked_with_copy(self, repository: Repository, question: Sequence[Argument], *, keep: bool) -> Parsed | None:
         """What git says of the copy of the index; None where there can be none, or git can't work with it (a full disk)."""
-        copy, settings = self._copy, repository.configuration.entries
-        if not copy.refresh(settings):
-            return None
+        copy = self._copy
         env = {"GIT_INDEX_FILE": str(copy.path), "GIT_OPTIONAL_LOCKS": "1" if keep else "0"}
         try:
+            if not self._prepared(repository, env):
+                return None
             parsed = _asked(repository, question, _CACHED, env)
             # a folder that changes has git write its cache again: where the copy is as it was, none has
-            sure = (copy.fresh and not copy.has_cache) or (keep and copy.look() == self._checked)
-            if (sure or not self._is_mistaken(repository)) and not _are_gone(repository, parsed.changes):
-                self._checked = copy.look() if keep else None
-                return parsed
-            copy.forget()
-            if not copy.refresh(settings):
-                return None
-            if copy.has_cache:
-                forgotten = repository.run(["update-index", "--no-untracked-cache"], settings=_CACHED[1:], env=env)
-                if not succeeded(forgotten):
+            sure = copy.fresh or (keep and copy.look() == self._checked)
+            if (not sure and self._is_mistaken(repository)) or _are_gone(repository, parsed.changes):
+                copy.forget()
+                if not self._prepared(repository, env):
                     return None
-            parsed = _asked(repository, question, _CACHED, env)
+                parsed = _asked(repository, question, _CACHED, env)
         except WorkspaceError as fault:
             if fault.code != "git_failed":
                 raise
@@ -93,6 +87,18 @@ class Status:
             return None
         self._checked = copy.look() if keep else None
         return parsed
+
+    def _prepared(self, repository: Repository, env: dict[str, str]) -> bool:
+        """Whether there is a copy to ask, with no cache in it but what our own runs have found out.
+
+        Another git's cache may be older than it looks: those that do not go by it pass it on with the index, and by the new time of
+        that a folder that has changed in the same second counts as unchanged.
+        """
+        if not self._copy.refresh(repository.configuration.entries):
+            return False
+        if not (self._copy.fresh and self._copy.has_cache):
+            return True
+        return succeeded(repository.run(["update-index", "--no-untracked-cache"], settings=_CACHED[1:], env=env))
 
     def _is_mistaken(self, repository: Repository) -> bool:
         """Whether git may go by its cache into a folder that has become a repository of its own."""
