@@ -385,7 +385,8 @@ def test_a_submodule_that_no_file_describes(here: Host) -> None:
     assert file["submodule"]["modified"] and not file["submodule"]["untracked"]
 
 
-def test_a_cache_that_another_git_has_passed_on_unread(here: Host) -> None:
+@pytest.mark.parametrize("delay_s", [0, 0.1])
+def test_a_cache_that_another_git_has_passed_on_unread(here: Host, delay_s: float) -> None:
     """git compares whole seconds: what changed in the second of its last look counts as unchanged once the index has a later time."""
     case = here.fresh()
     case.git("config", "core.untrackedCache", "true")
@@ -393,12 +394,15 @@ def test_a_cache_that_another_git_has_passed_on_unread(here: Host) -> None:
     case.commit({"a": b"a\n", "folder/b": b"b\n"})
     second = wait_for_a_second()
     case.write("folder/first", "")
+    time.sleep(delay_s)
     case.git("status")
+    time.sleep(delay_s)
     case.write("folder/new", "")
-    assert int(time.time()) == second, "the machine is too slow for this test"
+    if int(time.time()) != second:
+        pytest.skip("the machine was too slow to do it within one second")
     wait_for_a_second()
-    case.write("a", "b\n")
-    case.git("add", "a")
+    case.git("reset", "--quiet", "--", "a")
+    os.utime(case.folder / "folder/b")  # so that our git has something to write
     assert "folder/new" in case.files()
     assert "folder/new" in case.files()
 

@@ -82,13 +82,6 @@ def _is_file(path: bytes) -> bool:
         return False
 
 
-def _trees(repository: Repository) -> list[bytes]:
-    """The main working tree and the linked ones: they share refs, and so their locks."""
-    output = repository.run(["worktree", "list", "--porcelain", "-z"])
-    records = output.out.split(b"\0") if output.status == 0 else []
-    return [os.path.realpath(record[9:]) for record in records if record.startswith(b"worktree ")]
-
-
 def _parent(pid: str) -> int:
     """The parent of a process (proc(5), /proc/pid/stat)."""
     with open(f"/proc/{pid}/stat", "rb") as file:
@@ -98,7 +91,9 @@ def _parent(pid: str) -> int:
 def processes(repository: Repository) -> list[dict[str, Any]]:
     """The git processes whose working folder lies in this repository, in any of its working trees. Blocks."""
     found = []
-    tops = {repository.top, repository.git_dir, repository.common_dir, *_trees(repository)}
+    tops = {repository.top, repository.git_dir, repository.common_dir}
+    with contextlib.suppress(WorkspaceError):  # git can't tell: those at least
+        tops.update(repository.trees())
     for entry in os.listdir("/proc") if os.path.isdir("/proc") else ():
         if not entry.isdigit():
             continue

@@ -115,6 +115,12 @@ class Repository:
             raise WorkspaceError("git_output_too_large", "git has more to say than one answer holds: ask for less.")
         return output.out
 
+    def trees(self) -> list[bytes]:
+        """The real places of all its working trees, the main one's first. Blocks. Raises as `read`."""
+        records = self.read(["worktree", "list", "--porcelain", "-z"]).split(b"\0")
+        kind = b"worktree "
+        return [os.path.realpath(record.removeprefix(kind)) for record in records if record.startswith(kind)]
+
     def need_worktree(self) -> None:
         """Raises `repository_bare` where there is no working tree."""
         if self.bare:

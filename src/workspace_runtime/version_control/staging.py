@@ -224,11 +224,7 @@ def _linked(repository: Repository) -> list[bytes]:
     if not os.path.isdir(os.path.join(repository.common_dir, b"worktrees")):
         return []
     top = repository.top + b"/"
-    records = repository.read(["worktree", "list", "--porcelain", "-z"]).split(b"\0")
-    places = (
-        os.path.realpath(record.removeprefix(b"worktree ")) for record in records if record.startswith(b"worktree ")
-    )
-    return [place[len(top) :] for place in places if place.startswith(top)]
+    return [place[len(top) :] for place in repository.trees() if place.startswith(top)]
 
 
 class _Names:

@@ -59,7 +59,7 @@ async def add(
     if made is not None and await work.ask(exists, repository, f"refs/heads/{made}"):
         made = None
     target, folders = await work.ask(new_folder, root, path)
-    known = await work.ask(_known, repository)
+    known = await work.ask(repository.trees)
     command = ["worktree", "add", *(["--force"] if force else []), *how, "--", os.fsdecode(target), *start]
     try:
         await work.git(command)
@@ -71,21 +71,15 @@ async def add(
     return {"worktree": next((item for item in found["items"] if _is_named(item, name)), None)}
 
 
-def _known(repository: Repository) -> set[bytes]:
-    """The places of all working trees. Blocks."""
-    records = repository.read(["worktree", "list", "--porcelain", "-z"]).split(b"\0")
-    return {record[9:] for record in records if record.startswith(b"worktree ")}
-
-
 def _undo(
-    repository: Repository, target: bytes, folders: Sequence[bytes], branch: str | None, before: set[bytes]
+    repository: Repository, target: bytes, folders: Sequence[bytes], branch: str | None, before: Sequence[bytes]
 ) -> None:
     """Take back what an `add` that has not come to its end has made: the working tree, its `branch`, and `folders` on the way. Blocks.
 
     What was there `before` stays, and a branch with commits that are on no other.
     """
     with contextlib.suppress(WorkspaceError):
-        if target not in before and target in _known(repository):
+        if target not in before and target in repository.trees():
             repository.run(["worktree", "remove", "--force", "--force", "--", target])
         if branch is not None and exists(repository, ref := f"refs/heads/{branch}"):
             own = repository.run(["rev-list", "--max-count=1", ref, "--not", f"--exclude={ref}", "--all"])
