@@ -20,7 +20,7 @@ _PIECE = 4 * 1024 * 1024
 _CACHE = re.compile(rb"UNTR.{4}.{1,4}Location /", re.DOTALL)
 _TAIL = 32  # that is longer than what is looked for
 # The mode of a submodule, as an entry of every version of the format has it (gitformat-index(5), "Index entry").
-SUBMODULE = b"\0\0\xe0\0"
+BINARY_SUBMODULE = b"\0\0\xe0\0"
 
 
 def is_split(git_dir: bytes) -> bool:
@@ -100,7 +100,7 @@ class IndexCopy:
                     target.write(piece)
                     border = tail + piece[:_TAIL]
                     self.has_cache |= any(_CACHE.search(part) for part in (piece, border))
-                    self.may_have_submodules |= SUBMODULE in piece or SUBMODULE in border
+                    self.may_have_submodules |= BINARY_SUBMODULE in piece or BINARY_SUBMODULE in border
                     tail = piece[-_TAIL:]
             # git tells by this time which files may have changed in the same moment as the index was written
             os.utime(fresh, ns=(status.st_atime_ns, status.st_mtime_ns))

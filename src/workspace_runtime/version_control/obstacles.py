@@ -14,9 +14,9 @@ from functools import cached_property
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import shown
 
+from .diff_changes import SUBMODULE
 from .repository import Repository, portions
 
-_LINK_TO_COMMIT = b"160000"  # the mode of a submodule
 MAX_NAMED = 1000
 
 
@@ -95,7 +95,7 @@ def _written(repository: Repository, before: str | None, after: str, *, merged: 
     if before is None:
         listing = repository.read(["ls-tree", "-r", "-z", "--full-tree", after])
         rows = (row.partition(b"\t") for row in listing.split(b"\0") if row)
-        return [name for facts, _, name in rows if not facts.startswith(_LINK_TO_COMMIT)]
+        return [name for facts, _, name in rows if not facts.startswith(SUBMODULE)]
     command = ["diff-tree", "-r", "-z", "--no-renames", "--diff-filter=d"]
     output = repository.run([*command, "--merge-base", before, after]) if merged else None
     # with no base, or with several, all that differs
@@ -103,9 +103,7 @@ def _written(repository: Repository, before: str | None, after: str, *, merged: 
     fields = listing.split(b"\0")
     # git-diff-tree(1), raw output format: `:mode mode id id status`, and the name
     return [
-        name
-        for facts, name in zip(fields[0:-1:2], fields[1::2], strict=False)
-        if facts.split(b" ")[1] != _LINK_TO_COMMIT
+        name for facts, name in zip(fields[0:-1:2], fields[1::2], strict=False) if facts.split(b" ")[1] != SUBMODULE
     ]
 
 
@@ -138,7 +136,7 @@ class _Tree:
             return None
         if not stat.S_ISDIR(kind):
             return None if name in self._modes else name
-        return name if self._modes.get(name) != _LINK_TO_COMMIT and self._has_more(name) else None
+        return name if self._modes.get(name) != SUBMODULE and self._has_more(name) else None
 
     def _kind(self, name: bytes) -> int | None:
         if name not in self._kinds:

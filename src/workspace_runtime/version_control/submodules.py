@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from workspace_runtime.errors import WorkspaceError
 
 from .configuration import Settings
+from .diff_changes import SUBMODULE
 from .git import READ_SECONDS, Stop
-from .index_copy import SUBMODULE, is_split
+from .index_copy import BINARY_SUBMODULE, is_split
 from .plain_files import open_file
 from .repository import Repository
 from .status_output import Change, parse
@@ -26,7 +27,6 @@ _DEPTH = 4
 # Of a cache that is not our own copy's nobody knows what has become of its folders.
 UNCACHED: Settings = [("core.untrackedCache", "false")]
 _DESCRIBED = re.compile(rb"submodule\.(.*)\.(path|ignore)", re.DOTALL)
-_MODE = b"160000"
 _PIECE = 1024 * 1024
 
 # Finds the repository that a path of the workspace lies in, and the path below its root: `discovery.find`.
@@ -38,7 +38,7 @@ def submodules(repository: Repository) -> list[bytes]:
     if not _may_have_any(repository.git_dir):
         return []
     entries = repository.read(["ls-files", "--stage", "--sparse", "-z", *repository.limits]).split(b"\0")
-    return list(dict.fromkeys(entry.partition(b"\t")[2] for entry in entries if entry.startswith(_MODE)))
+    return list(dict.fromkeys(entry.partition(b"\t")[2] for entry in entries if entry.startswith(SUBMODULE)))
 
 
 def _may_have_any(git_dir: bytes) -> bool:
@@ -51,9 +51,9 @@ def _may_have_any(git_dir: bytes) -> bool:
     with opened as file:
         end = b""
         while piece := file.read(_PIECE):
-            if SUBMODULE in end + piece:
+            if BINARY_SUBMODULE in end + piece:
                 return True
-            end = piece[-len(SUBMODULE) :]
+            end = piece[-len(BINARY_SUBMODULE) :]
     return False
 
 
