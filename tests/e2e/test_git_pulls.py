@@ -51,6 +51,8 @@ def test_nothing_is_new(bench: Bench, mode: str | None) -> None:
         "head": {"branch": "main", "oid": oid, "detached": False, "unborn": False},
         "before": oid,
         "updated": False,
+        "stash": None,
+        "files": [],
     }
 
 
