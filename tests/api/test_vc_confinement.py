@@ -143,7 +143,14 @@ def swap(path: Path, outside: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["logs/refs/heads/main", "refs/heads/deep/er/x", "worktrees/x/HEAD", "refs/heads/hooks"]
+    "name",
+    [
+        "logs/refs/heads/main",
+        "refs/heads/objects/deep/er/x",
+        "refs/heads/deep/er/x",
+        "worktrees/x/HEAD",
+        "refs/heads/hooks",
+    ],
 )
 def test_no_link_further_down_leads_a_write_out(host: Host, outside: Path, name: str) -> None:
     case = host.fresh()

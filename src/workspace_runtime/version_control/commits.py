@@ -8,7 +8,6 @@ from typing import Any
 from workspace_runtime.errors import WorkspaceError
 
 from .configuration import Settings
-from .failures import failure
 from .lists import operation
 from .log import log
 from .prepared import prepared_message
@@ -17,8 +16,6 @@ from .revisions import head
 from .staging import FROM_INPUT, listed
 from .work import Work
 
-_WOULD_BE_EMPTY = "You asked to amend the most recent commit, but doing so would make"
-_TAIL = 4096
 _PERSON = re.compile(r"[^<>\x00-\x1f\x7f]+")
 
 
@@ -67,13 +64,7 @@ async def commit(
             arguments.append(f"--file={await stack.enter_async_context(work.message(message))}")
         if paths:
             arguments += ["--only", *FROM_INPUT]
-        output = await work.git(arguments, input=listed(repository, paths), settings=committer, ok=(0, 1))
-    if output.status != 0:
-        if _WOULD_BE_EMPTY in output.err:
-            raise WorkspaceError(
-                "nothing_to_commit", "The amended commit would change nothing. To undo it, reset to the one before."
-            )
-        raise failure(output.err + "\n" + output.out[-_TAIL:].decode("utf-8", "replace"))
+        await work.git(arguments, input=listed(repository, paths), settings=committer)
     after = await work.ask(head, repository)
     if after is None:
         raise WorkspaceError("nothing_to_commit", "There was nothing to commit.")

@@ -52,15 +52,22 @@ def must_stay(folder: bytes, workspace: bytes) -> None:
 def all_must_stay(folder: bytes, workspace: bytes) -> None:
     """The same for all that git may write in a repository's folder. Blocks."""
     must_stay(folder, workspace)
-    todo = [at for at in _folders(folder) if os.path.basename(at) != b"hooks"]
+    todo = [entry.path for entry in _entries(folder) if _is_entered(entry, folder) and entry.name != b"hooks"]
     left = _MAX_LOOKED
     while todo and left > 0:
-        at = todo.pop()
-        for entry in _entries(at):
+        for entry in _entries(todo.pop()):
             left -= 1
             _must_be_plain(entry, workspace)
-        if os.path.basename(at) not in _NOT_ENTERED:
-            todo += _folders(at)
+            if _is_entered(entry, folder):
+                todo.append(entry.path)
+
+
+def _is_entered(entry: "os.DirEntry[bytes]", folder: bytes) -> bool:
+    """Whether this is a folder to look into. Among the refs and their logs any name may be that of a branch."""
+    if not entry.is_dir(follow_symlinks=False):
+        return False
+    above = os.path.dirname(entry.path)[len(folder) :] + b"/"
+    return b"/refs/" in above or b"/logs/" in above or os.path.basename(above[:-1]) not in _NOT_ENTERED
 
 
 def alternates_must_stay(objects: bytes, workspace: bytes, depth: int = _MAX_ALTERNATES) -> None:
@@ -86,10 +93,6 @@ def _entries(folder: bytes) -> Iterator["os.DirEntry[bytes]"]:
             yield from entries
     except OSError:
         return
-
-
-def _folders(folder: bytes) -> list[bytes]:
-    return [entry.path for entry in _entries(folder) if entry.is_dir(follow_symlinks=False)]
 
 
 def _must_be_plain(entry: "os.DirEntry[bytes]", workspace: bytes) -> None:

@@ -177,6 +177,11 @@ _TABLE = (
     ),
     _row(
         "nothing_to_commit",
+        r"^You asked to amend the most recent commit, but doing so would make",
+        "The amended commit would change nothing. To undo it, reset to the one before.",
+    ),
+    _row(
+        "nothing_to_commit",
         r"^nothing (?:added )?to commit|^no changes added to commit",
         "There is nothing to commit. Stage something first, or use all or paths.",
     ),

@@ -194,10 +194,7 @@ def _must_not_be_of_another(repository: Repository, paths: Sequence[bytes]) -> N
         while above := os.path.dirname(above):
             if os.path.lexists(os.path.join(repository.top, above, b".git")):
                 if not any(_told(repository, [*_TRACKED, "--cached", "--others"], [path])):
-                    raise WorkspaceError(
-                        "path_invalid",
-                        f"{shown(path)!r} belongs to the repository {shown(above)!r}: name that one as path, and stage it there.",
-                    )
+                    raise _owned(path, "repository", above)
                 break
 
 
@@ -213,10 +210,14 @@ def _must_be_ours(path: bytes, linked: Sequence[bytes]) -> None:
     """Raises `WorkspaceError` (`path_invalid`) for what lies in a linked working tree, and for that tree itself."""
     for tree in linked:
         if (path + b"/").startswith(tree + b"/"):
-            raise WorkspaceError(
-                "path_invalid",
-                f"{shown(path)!r} belongs to the linked working tree {shown(tree)!r}: name that one as path, and stage it there.",
-            )
+            raise _owned(path, "linked working tree", tree)
+
+
+def _owned(path: bytes, kind: str, owner: bytes) -> WorkspaceError:
+    return WorkspaceError(
+        "path_invalid",
+        f"{shown(path)!r} belongs to the {kind} {shown(owner)!r}: name that one as path, and stage it there.",
+    )
 
 
 def _linked(repository: Repository) -> list[bytes]:
