@@ -5,7 +5,7 @@ import sys
 from .keeper import run_kept
 
 # Commands that start processes of their own: nothing of them may outlive the command.
-KEPT = frozenset({"serve", "run"})
+KEPT = frozenset({"serve"})
 
 
 def main() -> int:
@@ -13,9 +13,12 @@ def main() -> int:
     arguments = sys.argv[1:]
 
     def command() -> int:
-        from .cli import main as run_command
+        try:
+            from .cli import main as run_command
 
-        return run_command(arguments)
+            return run_command(arguments)
+        except KeyboardInterrupt:  # also while the imports run: whoever pressed the key knows why it ends
+            return 130
 
     return run_kept(command) if arguments and arguments[0] in KEPT else command()
 

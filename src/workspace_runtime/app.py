@@ -1,8 +1,11 @@
 """The application: the only place that puts all parts together."""
 
+import asyncio
 import contextlib
+import logging
 import os
-from collections.abc import AsyncIterator, Iterable
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +24,7 @@ from .files.door import FileDoor
 from .files.room import EXTRACT_LIMITS, MAX_UPLOAD_FILES, Files
 from .files.routes import router as files_router
 from .files.topic import FilesTopic
+from .logs import told
 from .paths import WorkspaceRoot
 from .security.cors import Cors
 from .security.gate import Gate
@@ -38,12 +42,14 @@ from .streams.routes import router as events_router
 from .system.health import Health
 from .system.topic import StatsTopic
 from .version_control.diff import MAX_BYTES as MAX_DIFF
-from .version_control.diff import MAX_FILE_BYTES, MAX_FILE_LINES
+from .version_control.diff import MAX_FILE_BYTES, MAX_FILE_LINES, MAX_LINES
 from .version_control.room import VersionControl
 from .version_control.routes import router as version_control_router
 from .version_control.schemas.bodies import MAX_PATHS
 from .version_control.status import MAX_FILES
 from .version_control.topic import GitTopic
+
+logger = logging.getLogger(__name__)
 
 FEATURES = (
     "agents",
@@ -57,6 +63,8 @@ FEATURES = (
     "live_events",
     "version_control",
 )
+# A part that takes longer to end is named in the log.
+SLOW_DRAIN_S = 1.0
 MAX_FRAME_BYTES = 32 * 1024 * 1024
 
 
@@ -77,9 +85,19 @@ class Application:
         """Before a stop: end all agents, and let all who listen go with the last events."""
         self.health.stopping = True
         self.files.stop()
-        await self.manager.close()
-        await self.version_control.close()
-        await self.board.close()
+        await asyncio.gather(
+            _timed("sessions", self.manager.close()), _timed("version control", self.version_control.close())
+        )
+        await _timed("live events", self.board.close())
+
+
+async def _timed(part: str, ending: Awaitable[None]) -> None:
+    """Wait for a part's end, and tell of one that is slow."""
+    began = time.monotonic()
+    await ending
+    took = time.monotonic() - began
+    if took > SLOW_DRAIN_S:
+        logger.warning("slow drain", extra=told(part=part, took_s=round(took, 3)))
 
 
 def default_agents(state: StateFolder) -> list[Agent]:
@@ -129,7 +147,7 @@ async def create_app(config: Config, agents: Iterable[Agent] | None = None) -> A
             await manager.load()
             health = Health(
                 __version__,
-                lambda: log.healthy,
+                lambda: log.healthy and manager.loaded,
                 lambda: {"workspace_id": config.workspace_id, "running_agents": manager.running},
             )
             gate = Gate(config)
@@ -172,6 +190,7 @@ def about(config: Config, root: WorkspaceRoot) -> dict[str, Any]:
             "max_diff_bytes": MAX_DIFF,
             "max_diff_file_bytes": MAX_FILE_BYTES,
             "max_diff_file_lines": MAX_FILE_LINES,
+            "max_diff_lines": MAX_LINES,
             "max_paths": MAX_PATHS,
         },
     }

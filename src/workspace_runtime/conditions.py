@@ -9,25 +9,31 @@ from dataclasses import dataclass
 from workspace_runtime.errors import WorkspaceError
 
 _TAG = re.compile(r'[\s,]*((?:W/)?"[\x21\x23-\x7e\x80-\xff]*")\s*(?:,[\s,]*|$)')
-_RANGE = re.compile(r"bytes=[ \t]*(\d{0,18})-(\d{0,18})[ \t]*")
+_RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*")
+_BEYOND = 10**19  # more than any file has
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What must hold before a change. Each field is None, `*`, or a list of entity tags as they were sent."""
+    """What must hold before a change. The tags are None, `*`, or a list of entity tags as they were sent; the time is in seconds."""
 
     if_match: str | None = None
     if_none_match: str | None = None
+    if_unmodified_since: int | None = None
 
     @property
     def wants_existing(self) -> bool:
         """Whether nothing may be written where there is nothing yet."""
         return self.if_match is not None
 
-    def check(self, etag: str | None, path: str) -> None:
-        """`etag` is that of what is there now, None when there is nothing. Raises `precondition_failed` with it."""
-        if self.if_match is not None and (etag is None or not matches(self.if_match, etag, weak=False)):
-            detail = "There is nothing to match." if etag is None else "It has changed since it was read."
+    def check(self, etag: str | None, path: str, modified: float | None) -> None:
+        """`etag` and `modified` are those of what is there now, None when there is nothing. Raises `precondition_failed` with it."""
+        if self.if_match is not None:
+            if etag is None or not matches(self.if_match, etag, weak=False):
+                detail = "There is nothing to match." if etag is None else "It has changed since it was read."
+                raise WorkspaceError("precondition_failed", f"{path!r}: {detail}", path=path, etag=etag)
+        elif self.if_unmodified_since is not None and modified is not None and int(modified) > self.if_unmodified_since:
+            detail = "It has changed since that time."
             raise WorkspaceError("precondition_failed", f"{path!r}: {detail}", path=path, etag=etag)
         if self.if_none_match is not None and etag is not None and matches(self.if_none_match, etag, weak=True):
             raise WorkspaceError("precondition_failed", f"{path!r}: There is one already.", path=path, etag=etag)
@@ -37,8 +43,9 @@ NO_CONDITIONS = Conditions()
 
 
 def conditions(headers: Mapping[str, str]) -> Conditions:
-    """The conditions of a request that changes something."""
-    return Conditions(headers.get("if-match"), headers.get("if-none-match"))
+    """The conditions of a request that changes something. A time that is none is no condition (RFC 9110, 13.1.4)."""
+    since = _seconds(headers.get("if-unmodified-since", ""))
+    return Conditions(headers.get("if-match"), headers.get("if-none-match"), since)
 
 
 def matches(header: str, etag: str, *, weak: bool) -> bool:
@@ -105,17 +112,23 @@ def byte_range(headers: Mapping[str, str], size: int, etag: str, modified: int) 
     if found is None or found[1] == found[2] == "" or not _still(headers.get("if-range"), etag, modified):
         return None
     if not found[1]:
-        start, end = max(0, size - int(found[2])), size
-        satisfiable = int(found[2]) > 0 and size > 0
+        count = _figure(found[2])
+        start, end = max(0, size - count), size
+        satisfiable = count > 0 and size > 0
     else:
-        start = int(found[1])
-        end = min(size, int(found[2]) + 1) if found[2] else size
-        if found[2] and int(found[2]) < start:
+        start, last = _figure(found[1]), _figure(found[2] or str(_BEYOND))
+        end = min(size, last + 1)
+        if last < start:
             return None
         satisfiable = start < size
     if not satisfiable:
         raise WorkspaceError("range_not_satisfiable", f"The range is outside the {size} bytes.", size=size)
     return start, end
+
+
+def _figure(digits: str) -> int:
+    """The number; of one that is larger than any size, just that."""
+    return min(int(digits.lstrip("0")[:20] or "0"), _BEYOND)
 
 
 def _still(if_range: str | None, etag: str, modified: int) -> bool:

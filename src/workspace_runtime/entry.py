@@ -16,12 +16,14 @@ from urllib.parse import parse_qsl, unquote
 
 from starlette.exceptions import HTTPException
 
+from . import logs
 from .config import Config
 from .errors import WorkspaceError
 from .events.board import Board
 from .files.door import PREFIX as FILES_PREFIX
 from .files.door import UPLOAD, FileDoor
 from .files.requests import CutError
+from .logs import told
 from .problems import MAX_REASON, MEDIA_TYPE, problem
 from .security.cors import Cors
 from .security.gate import Access, Gate
@@ -57,6 +59,12 @@ _PAGE_POLICY = (
     b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
     b" font-src 'self' data:; worker-src 'self' blob:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
+
+
+def _loggable(path: str) -> str:
+    """The path of a request as it may be logged: of an address in it, that may hold a password, only its beginning."""
+    scheme, mark, _ = path.partition("://")
+    return f"{scheme}{mark}..." if mark else path
 
 
 class Api(Protocol):
@@ -107,6 +115,7 @@ class Entry:
             if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
                 request_id = value
         request_id = request_id or b"%b-%x" % (self._run_id, next(self._counter))
+        logs.request_id.set(request_id.decode())
         if kind == "websocket":
             await self._websocket(scope, path, request_id, receive, send)
         else:
@@ -147,12 +156,12 @@ class Entry:
             await self._refuse(fault, request_id, more, send, head=method == "HEAD")
         except Exception:  # the edge: nothing was sent yet, or whoever had begun would have said that it is cut
             status = 500
-            logger.exception("request %s: %s failed", request_id.decode(), path)
+            logger.exception("request failed", extra=told(path=_loggable(path)))
             unknown = WorkspaceError("internal_error", "Something went wrong in the server.")
             await self._refuse(unknown, request_id, more, send, head=method == "HEAD")
         if self._log_access:
-            took = (time.monotonic() - started) * 1000
-            access_logger.info("%s %s %d %.1f ms %s", method, path, status, took, request_id.decode())
+            took = round((time.monotonic() - started) * 1000, 1)
+            access_logger.info("request", extra=told(method=method, path=_loggable(path), status=status, took_ms=took))
 
     def _file_target(self, scope: Scope, path: str) -> bytes | None:
         """What a request to the files names, still encoded; None where the framework answers: lists, and changes of names."""
@@ -221,7 +230,7 @@ class Entry:
         try:
             await self._api(scope, bounded, completed)
         except Exception:  # the edge: FastAPI has answered 500 without the exception's text, and raised it again
-            logger.exception("request %s: %s failed", request_id.decode(), path)
+            logger.exception("request failed", extra=told(path=_loggable(path)))
             if not status:
                 raise WorkspaceError("internal_error", "Something went wrong in the server.") from None
         return status

@@ -22,9 +22,13 @@ class Problem:
 PROBLEMS: Mapping[str, Problem] = {
     # who may connect
     "bad_host": Problem(400, "Malformed Host", "Send a Host header of the form name or name:port."),
-    "host_refused": Problem(421, "Host not served here", "Use localhost, or add the name to ALLOWED_HOSTS."),
+    "host_refused": Problem(
+        421, "Host not served here", "Use localhost, or add the name to WORKSPACE_RUNTIME_ALLOWED_HOSTS."
+    ),
     "origin_refused": Problem(
-        403, "Origin not allowed", "Call from the server's own pages, or add the origin to ALLOWED_ORIGINS."
+        403,
+        "Origin not allowed",
+        "Call from the server's own pages, or add the origin to WORKSPACE_RUNTIME_ALLOWED_ORIGINS.",
     ),
     "peer_refused": Problem(403, "Another user's process", "Connect as the user who runs the server, or set a token."),
     "auth_required": Problem(401, "Sign-in required", "Send the token as a bearer header, a cookie or a ticket."),
@@ -62,6 +66,8 @@ PROBLEMS: Mapping[str, Problem] = {
     "file_busy": Problem(409, "In use", "Try again, or end the program that uses it."),
     "permission_denied": Problem(403, "Not permitted", "Give the server's user the right to it."),
     "precondition_failed": Problem(412, "It has changed", "Read it again, and repeat with its new etag."),
+    "partial_content_refused": Problem(400, "A part of a file", "Send the whole file: nothing was written."),
+    "content_encoding_refused": Problem(415, "Encoded content", "Send the file's bytes without Content-Encoding."),
     "file_too_large": Problem(413, "File too large", "Read its bytes, in ranges: GET /api/v1 tells the limits."),
     "upload_invalid": Problem(400, "Malformed upload", "Send multipart/form-data whose parts have a filename."),
     "upload_refused": Problem(409, "Some files were refused", "See items: the others were written."),
@@ -103,6 +109,7 @@ PROBLEMS: Mapping[str, Problem] = {
     "hunk_filtered": Problem(409, "A filter changes it", "Stage or discard the whole file: its filter runs then."),
     "path_untracked": Problem(409, "Not tracked by git", "Say untracked to delete it."),
     "path_ignored": Problem(409, "Ignored by git", "Say force to stage it all the same."),
+    "path_intended": Problem(409, "Only announced", "Stage the files of paths whole, or unstage them."),
     "message_missing": Problem(422, "No message", "Send a message."),
     "identity_invalid": Problem(422, "Not an author", "Send one line of text each, without < and >."),
     "identity_missing": Problem(
@@ -111,7 +118,10 @@ PROBLEMS: Mapping[str, Problem] = {
     "nothing_to_commit": Problem(409, "Nothing to commit", "Stage something first, or use all or paths."),
     "nothing_to_stash": Problem(409, "Nothing to put away", "Untracked files need include_untracked."),
     "stash_not_found": Problem(404, "No such stash", "List them: places move when one goes."),
+    "signing_failed": Problem(409, "It can't be signed", "Mend the key or the program that signs: see output."),
+    "object_missing": Problem(409, "Not fetched yet", "Get it in a terminal: git fetch --refetch."),
     "hook_refused": Problem(409, "A hook refused", "See its words in output."),
+    "filter_failed": Problem(409, "A filter failed", "Mend its program, or take the filter out of the configuration."),
     "merge_conflict": Problem(409, "Conflicts", "Resolve them and continue, or abort."),
     "conflict_not_found": Problem(404, "No such conflict", "List the conflicts."),
     "local_changes_in_way": Problem(409, "Local changes in the way", "Commit, stash or discard them first."),
@@ -119,6 +129,9 @@ PROBLEMS: Mapping[str, Problem] = {
     "not_under_way": Problem(409, "Nothing of this kind is under way", "The status tells what is."),
     "step_not_possible": Problem(409, "No such step", "Use another: continue, skip or abort."),
     "worktree_not_found": Problem(404, "No such working tree", "List them."),
+    "worktree_gone": Problem(
+        409, "A working tree whose folder is gone", "Remove it with DELETE …/worktrees, or git worktree prune."
+    ),
     "worktree_locked": Problem(409, "A locked working tree", "Unlock it first: git worktree unlock."),
     "worktree_not_clean": Problem(409, "Changes in the working tree", "Commit them, or say force, which loses them."),
     "remote_not_configured": Problem(404, "No such remote", "List the remotes, or add one."),
@@ -142,15 +155,15 @@ PROBLEMS: Mapping[str, Problem] = {
     "operation_cut": Problem(503, "The server was stopped", "Begin it again."),
     # agents and sessions
     "agent_not_found": Problem(404, "Unknown agent", "GET /api/v1/agents lists them."),
-    "agent_not_installed": Problem(
-        409, "Agent not installed", "GET /api/v1/agents or `workspace-runtime doctor` says how to get it."
-    ),
+    "agent_not_installed": Problem(409, "Agent not installed", "GET /api/v1/agents says how to get it (sign_in)."),
     "model_not_found": Problem(422, "Unknown model", "GET /api/v1/agents lists the agent's models."),
     "mode_not_found": Problem(422, "Unknown permission mode", "GET /api/v1/agents lists the agent's modes."),
     "mode_refused": Problem(409, "Permission mode refused", "The detail says what the agent wants for this mode."),
     "effort_not_found": Problem(422, "Unknown effort", "GET /api/v1/agents lists the efforts of each model."),
     "not_supported": Problem(409, "Not supported by this agent", "The agent's capabilities tell what it can do."),
-    "too_many_agents": Problem(429, "Too many running agents", "Stop a session, or raise MAX_RUNNING_AGENTS."),
+    "too_many_agents": Problem(
+        429, "Too many running agents", "Stop a session, or raise WORKSPACE_RUNTIME_MAX_RUNNING_AGENTS."
+    ),
     "session_not_found": Problem(404, "Unknown session", "GET /api/v1/agent-sessions lists them."),
     "session_terminated": Problem(409, "The session is terminated", "POST …/reopen makes it idle again."),
     "session_active": Problem(409, "The session is in use", "Wait until it is idle, or interrupt it first."),

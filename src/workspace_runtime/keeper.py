@@ -292,12 +292,24 @@ def _execute(command: list[str], mask: "set[signal.Signals | int]", keeper: int)
             try:
                 os.execve(folder + name_bytes, command, environ)
             except OSError as refused:
-                if fault is None or not isinstance(refused, (FileNotFoundError, NotADirectoryError)):
-                    fault = refused
+                # a folder of PATH that may not be entered is like one without the command
+                missing = isinstance(refused, (FileNotFoundError, NotADirectoryError)) or not _exists(
+                    folder + name_bytes
+                )
+                if fault is None or not missing:
+                    fault = FileNotFoundError(2, "No such file or directory") if missing else refused
         reason = fault.strerror if fault else "no such command"
         os.write(2, f"workspace-runtime: {command[0]!r} can't be started: {reason}\n".encode(errors="replace"))
     finally:
         os._exit(127 if fault is None or isinstance(fault, FileNotFoundError) else 126)
+
+
+def _exists(path: bytes) -> bool:
+    try:
+        os.stat(path)
+    except OSError:
+        return False
+    return True
 
 
 def _let_go() -> None:

@@ -16,79 +16,25 @@ import functools
 import logging
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
+from . import openat2
 from .errors import WorkspaceError
+from .mounts import REMOTE, file_system_type, mount_id, real_path
 
 logger = logging.getLogger(__name__)
 
 MAX_LINKS = 40
 MAX_PATH = 4095  # bytes that the kernel takes at once
 
-_SYS_OPENAT2 = 437  # the same number on every architecture
-_RESOLVE_NO_MAGICLINKS = 0x02
-_RESOLVE_BENEATH = 0x08
-_RESOLVE_CACHED = 0x20
 _O_PATH = getattr(os, "O_PATH", 0)
 # Where there is no O_PATH, a folder is opened for reading; a file never before it was looked at.
 _FOLDER = (_O_PATH or os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-# File systems where a look at a file may wait for another machine or process, and whose changes by others the kernel does not tell.
-REMOTE = (
-    "nfs", "cifs", "smb", "9p", "fuse", "ceph", "afs", "lustre", "gpfs", "virtiofs", "vboxsf", "vmhgfs", "prl_fs", "autofs",
-)  # fmt: skip
-
-
-class _OpenHow(ctypes.Structure):
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
-
-
-def _system_call() -> Any:
-    try:
-        call = ctypes.CDLL(None, use_errno=True).syscall
-    except (OSError, AttributeError):
-        return None
-    call.restype = ctypes.c_long
-    call.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
-    return call
-
-
-def _quick_system_call() -> Any:
-    """For what can't wait: the interpreter's lock is kept, and arguments come ready made."""
-    try:
-        call = ctypes.PyDLL(None).syscall
-    except (OSError, AttributeError):
-        return None
-    call.restype = ctypes.c_long
-    return call
-
-
-_syscall = _system_call()
-_quick_syscall = _quick_system_call()
-_HOW_SIZE = ctypes.sizeof(_OpenHow)
-
-
-def _how(flags: int, *, cached: bool = False) -> _OpenHow:
-    resolve = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS | (_RESOLVE_CACHED if cached else 0)
-    return _OpenHow(flags, 0, resolve)
-
-
-# Only ever read, so that threads share them. The structure must outlive its address.
-_HOW_PATH, _HOW_CACHED, _HOW_FOLDER = (
-    _how(_O_PATH | os.O_CLOEXEC),
-    _how(_O_PATH | os.O_CLOEXEC, cached=True),
-    _how(_FOLDER),
-)
-_AT_PATH, _AT_CACHED, _AT_FOLDER = (ctypes.addressof(how) for how in (_HOW_PATH, _HOW_CACHED, _HOW_FOLDER))
-_QUICK_OPENAT2, _QUICK_HOW, _QUICK_SIZE = (
-    ctypes.c_long(_SYS_OPENAT2),
-    ctypes.c_void_p(_AT_CACHED),
-    ctypes.c_size_t(_HOW_SIZE),
-)
 
 
 def parse(raw: bytes) -> bytes:
@@ -108,7 +54,9 @@ def parse(raw: bytes) -> bytes:
             detail = "is empty; name something below the workspace root"
         else:
             detail = "has an empty, '.' or '..' segment"
-        raise WorkspaceError("path_invalid", f"The path {shown(raw)!r} {detail}.")
+        # of what may be an address nothing is told: it may hold a password
+        told = "The path" if b"://" in raw else f"The path {shown(raw)!r}"
+        raise WorkspaceError("path_invalid", f"{told} {detail}.")
     return path
 
 
@@ -145,8 +93,11 @@ def from_path_bytes(text: str) -> bytes:
 
 
 def etag_of(status: os.stat_result) -> str:
-    """A file's strong validator (RFC 9110, 8.8.3): a new one with each change of content that the disk can tell apart."""
-    return f'"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}"'
+    """A file's strong validator (RFC 9110, 8.8.3): a new one with each change that the disk can tell apart.
+
+    Whoever changes a file may set its time of modification back (`cp -p`, `tar`), but not the kernel's own time of change.
+    """
+    return f'"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}-{status.st_ctime_ns:x}"'
 
 
 def refusal(fault: OSError, path: bytes, *, making: bool = False) -> WorkspaceError:
@@ -214,26 +165,45 @@ class WorkspaceRoot:
         self._bytes = os.fsencode(self.path)
         self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._quick_fd = ctypes.c_long(self.fd)
+        self._lock = threading.Lock()
         with contextlib.suppress(OSError):  # no /proc here
             own_descriptors()
         # whether the kernel keeps paths inside, and not our walk
-        self.kernel = not walk_only and bool(_O_PATH) and self._can_openat2()
+        self.kernel = not walk_only and openat2.works(self.fd)
+        self._know()
+
+    def _know(self) -> None:
+        status = os.fstat(self.fd)
+        self._identity = status.st_dev, status.st_ino
         # the device on which a look that does not wait is possible, or None
-        self.quick_device = None if file_system_type(self._bytes).startswith(REMOTE) else os.fstat(self.fd).st_dev
+        self.quick_device = None if file_system_type(self._bytes).startswith(REMOTE) else status.st_dev
 
     def close(self) -> None:
         """Let go of the root."""
         os.close(self.fd)
 
-    def _can_openat2(self) -> bool:
-        """Whether `openat2` works here: old kernels and some sandboxes lack it."""
-        if _syscall is None:
-            return False
-        found = _syscall(_SYS_OPENAT2, self.fd, b".", _AT_FOLDER, _HOW_SIZE)
-        if found < 0:
-            return False
-        os.close(found)
-        return True
+    def follow(self) -> int:
+        """The descriptor of the root as it is now: where another folder lies at its path, that one is the root from now on.
+
+        A root that was moved away, with nothing at its path, stays the root until there is one: so nobody, git neither, ever
+        works in two.
+        """
+        try:
+            status = os.stat(self._bytes)
+        except OSError:
+            return self.fd
+        if (status.st_dev, status.st_ino) != self._identity:
+            with self._lock, contextlib.suppress(OSError):
+                fresh = os.open(self._bytes, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                os.dup2(fresh, self.fd, inheritable=False)
+                os.close(fresh)
+                self._know()
+        return self.fd
+
+    @property
+    def gone(self) -> bool:
+        """Whether the root was removed, and none was made in its place."""
+        return not os.fstat(self.follow()).st_nlink
 
     # --- what is there ------------------------------------------------------------------------------------------------
 
@@ -242,18 +212,16 @@ class WorkspaceRoot:
 
         Raises `OSError`: `EXDEV` where a link leads out.
         """
+        root = self.follow()
         if not path:
-            return os.dup(self._alive())
+            return os.dup(root)
         if self.kernel:
-            found: int = _syscall(_SYS_OPENAT2, self.fd, path, _AT_PATH, _HOW_SIZE)
-            if found >= 0:
-                return found
-            code = ctypes.get_errno()
-            if code == errno.ENOENT and self._revived():
-                return self.hold(path)
-            # an absolute link may still lead inside; EAGAIN: a folder was moved while `..` of a link was followed
-            if code not in (errno.EXDEV, errno.EAGAIN):
-                raise OSError(code, os.strerror(code))
+            try:
+                return openat2.hold(root, path)
+            except OSError as fault:
+                # an absolute link may still lead inside; EAGAIN: a folder was moved while `..` of a link was followed
+                if fault.errno not in (errno.EXDEV, errno.EAGAIN):
+                    raise
         with self._walk(path, follow=True) as place:
             if _O_PATH:
                 return os.open(place.name, _O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.folder)
@@ -265,7 +233,8 @@ class WorkspaceRoot:
     def hold_quickly(self, path: bytes) -> int:
         """As `hold`, for the event loop: never waits for a disk. Raises `BlockingIOError` where it would."""
         if self.quick_device is not None and self.kernel:
-            found: int = _quick_syscall(_QUICK_OPENAT2, self._quick_fd, path, _QUICK_HOW, _QUICK_SIZE)
+            self.follow()  # the way to the root is in the kernel's memory as long as it is open
+            found = openat2.hold_cached(self._quick_fd, path)
             if found >= 0:
                 return found
         raise BlockingIOError
@@ -382,9 +351,8 @@ class WorkspaceRoot:
 
     def real(self, folder: int, path: bytes) -> bytes:
         """The path of an open folder with all links followed, as far as the kernel tells; else the path itself."""
-        try:
-            real = os.readlink(b"/proc/self/fd/%d" % folder)
-        except OSError:
+        real = real_path(folder)
+        if real is None:
             return path
         if real == self._bytes:
             return b""
@@ -396,7 +364,7 @@ class WorkspaceRoot:
     @contextlib.contextmanager
     def _walk(self, path: bytes, *, follow: bool) -> Iterator[Place]:
         """As `place`, without the kernel's help: no step follows a link by itself, `..` goes back to a folder that is held."""
-        held = [os.dup(self._alive())]
+        held = [os.dup(self.follow())]
         names: list[bytes] = []
         try:
             todo = path.split(b"/")[::-1]
@@ -452,26 +420,6 @@ class WorkspaceRoot:
                 return candidate[len(prefix) :]
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
-    # --- a root that was removed and made again ---------------------------------------------------------------------------
-
-    def _alive(self) -> int:
-        self._revived()
-        return self.fd
-
-    def _revived(self) -> bool:
-        """Whether the root had been removed, and one of the same path is there again, which is used from now on."""
-        if os.fstat(self.fd).st_nlink:
-            return False
-        try:
-            fresh = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            os.dup2(fresh, self.fd, inheritable=False)
-        finally:
-            os.close(fresh)
-        return True
-
 
 _SKIPPED = frozenset({b"", b"."})
 
@@ -508,6 +456,29 @@ def own_descriptors() -> int:
     return os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
+def step_into(folder: int, name: bytes) -> int:
+    """A folder in an open folder, open for reading, never through a link and never into another mount. The caller closes it.
+
+    Raises `OSError`: `EXDEV` where something is mounted there.
+    """
+    if _can_step():
+        return openat2.step(folder, name)
+    opened = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    if mount_id(opened) != mount_id(folder) or os.fstat(opened).st_dev != os.fstat(folder).st_dev:
+        os.close(opened)
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+    return opened
+
+
+@functools.cache
+def _can_step() -> bool:
+    folder = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return openat2.works(folder)
+    finally:
+        os.close(folder)
+
+
 def kind_of(mode: int) -> str:
     """What a mode says it is, for a sentence."""
     kinds = {
@@ -515,22 +486,3 @@ def kind_of(mode: int) -> str:
         stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFREG: "a file",
     }  # fmt: skip
     return kinds.get(stat.S_IFMT(mode), "something else")
-
-
-def file_system_type(path: bytes) -> str:
-    """The type of the file system that a path lies on, as the kernel names it (`ext4`, `nfs4`, `fuse.sshfs`); empty if unknown.
-
-    From the table of mounts (proc(5), /proc/self/mountinfo).
-    """
-    best, kind = -1, ""
-    try:
-        with open("/proc/self/mountinfo", "rb") as table:
-            for line in table:
-                head, _, tail = line.partition(b" - ")
-                point = head.split(b" ")[4].decode("unicode-escape").encode("latin-1")
-                inside = path == point or path.startswith(point.rstrip(b"/") + b"/")
-                if inside and len(point) >= best:
-                    best, kind = len(point), tail.split(b" ")[0].decode("ascii", "replace")
-    except (OSError, IndexError, ValueError):
-        return ""
-    return kind

@@ -83,7 +83,7 @@ def keeper_wrapper(executable: str, folder: Path, without: Sequence[str] = ()) -
 
 def agent_environment(environ: Mapping[str, str], extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """What an agent gets to see of `environ`: all but our own settings, the token among them. `extra` is laid over it."""
-    ours = {setting.metadata["env"] for setting in config.settings()} | {keeper.MARK}
+    ours = config.kept_from_children() | {keeper.MARK}
     return {name: value for name, value in environ.items() if name not in ours} | dict(extra or {})
 
 
@@ -173,13 +173,14 @@ def _send(pid: int, signo: int) -> None:
 async def finish(work: Coroutine[Any, Any, None] | asyncio.Task[None]) -> None:
     """Run `work` to its end, also when cancelled meanwhile; the cancellation is passed on afterwards."""
     task = work if isinstance(work, asyncio.Task) else asyncio.create_task(work)
-    cancelled = False
+    own = asyncio.current_task()
+    assert own is not None
+    asked, cancelled = own.cancelling(), False
     while not task.done():
         try:
             await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if not task.done():
-                cancelled = True
+        except asyncio.CancelledError:  # of this task, also in the instant in which the work ends; or of the work
+            cancelled = own.cancelling() > asked
     task.result()
     if cancelled:
         raise asyncio.CancelledError

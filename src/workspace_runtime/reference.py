@@ -30,7 +30,10 @@ def reference() -> str:
             "A flag of `workspace-runtime serve` wins over the variable, the variable over the default. `PATH`, the first argument,",
             "is the workspace's root.",
             "",
-            *_table(("Variable", "Flag", "Default", "Meaning"), map(_setting, settings())),
+            "The short name of a variable counts where the long one is not set. A platform may use it for something else: a value that",
+            "can't be meant for this server is passed over with a warning, and reaches the agents. An agent inherits no setting of ours.",
+            "",
+            *_table(("Variable", "Short", "Flag", "Default", "Meaning"), map(_setting, settings())),
             "",
             "## Error codes",
             "",
@@ -71,7 +74,7 @@ def demo() -> str:
             "and plays a small script instead of thinking: for trying everything, and for testing a client, without a key or a network.",
             "",
             "```sh",
-            'workspace-runtime run --agent demo "think Let me see\nsay Hello\nwrite hello.txt Hi there\nquestion Which colour? | Red | Blue"',
+            '.venv/bin/workspace-runtime run --agent demo "think Let me see\nsay Hello\nwrite hello.txt Hi there\nquestion Which colour? | Red | Blue"',
             "```",
             "",
             "Its words, as `help` tells them:",
@@ -95,7 +98,7 @@ def _setting(field: Any) -> tuple[str, ...]:
     data = field.metadata
     default = data["shown"] or str(field.default)
     flag = f"`{data['flag']}`" if data["flag"] else ("`PATH`" if field.name == "workspace_path" else "never")
-    return f"`{data['env']}`", flag, default, data["help"]
+    return f"`{data['env']}`", f"`{data['short']}`", flag, default, data["help"]
 
 
 def _members(union: Any) -> list[type[BaseModel]]:

@@ -3,7 +3,9 @@
 import base64
 import hashlib
 import io
+import itertools
 import os
+import shutil
 import socket
 import stat
 import tarfile
@@ -14,11 +16,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import orjson
 import pytest
 
 from support.asking import Answer, ask, file_url, multipart
-from support.server import ServerProcess, running
+from support.server import ServerProcess, eventually, running
 
+_numbers = itertools.count()
 NASTY = [
     b"plain.txt", b"with space.txt", b"quote'and\"double", b"new\nline", b"tab\tand\rreturn", b"hash#sharp", b"per%cent%41",
     b"question?mark", b"emoji \xf0\x9f\x98\x80.txt", b"caf\xc3\xa9", b"not utf-8 \xe9\xff", b"semi;colon&and=is+plus",
@@ -36,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 @pytest.fixture
 def root(server: ServerProcess, request: pytest.FixtureRequest) -> Path:
     """A folder of the workspace for this test alone."""
-    folder: Path = server.workspace / request.node.name[:60].replace("/", "_")
+    folder: Path = server.workspace / f"{request.node.name[:40]}{next(_numbers)}".replace("/", "_")
     folder.mkdir()
     return folder
 
@@ -101,7 +105,7 @@ def test_sizes_around_every_limit(call: Any, root: Path, size: int) -> None:
         ("bytes=5-4", 200, b"0123456789", None),
         ("bytes=0-1,3-4", 200, b"0123456789", None),
         ("bytes=" + ",".join(["0-9"] * 500), 200, b"0123456789", None),
-        ("bytes=" + "9" * 400 + "-", 200, b"0123456789", None),
+        ("bytes=" + "9" * 400 + "-", 416, None, "bytes */10"),
         ("lines=1-2", 200, b"0123456789", None),
         ("bytes=a-b", 200, b"0123456789", None),
         ("bytes=-", 200, b"0123456789", None),
@@ -209,6 +213,39 @@ def test_methods_that_are_not_for_files(call: Any, root: Path) -> None:
     assert call("POST", below(root, "x"), b"").status == 405
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_an_etag_ends_with_the_content(call: Any, root: Path, again: bool) -> None:
+    """The same size, time and (mostly) inode, but another content: as `cp -p` and `tar` leave it."""
+    for folder, content in (("a", "v=1"), ("b", "v=2")):
+        (root / folder).mkdir()
+        (root / folder / "c.cfg").write_text(content)
+        os.utime(root / folder / "c.cfg", (1e9, 1e9))
+    shutil.copy2(root / "a/c.cfg", root / "c.cfg")
+    etag = call("GET", below(root, "c.cfg")).headers["etag"]
+    assert call("GET", below(root, "c.cfg"), If_None_Match=etag).status == 304
+    if again:
+        (root / "c.cfg").unlink()
+    shutil.copy2(root / "b/c.cfg", root / "c.cfg")
+    assert call("GET", below(root, "c.cfg"), If_None_Match=etag).status == 200
+    assert call("PUT", below(root, "c.cfg"), b"lost", If_Match=etag).status == 412
+    new = call("GET", below(root, "c.cfg"))
+    assert (new.body, new.headers["etag"] != etag) == (b"v=2", True)
+    listed = call("GET", f"/api/v1/files?path={quote(root.name)}").json["items"]
+    assert listed[-1]["etag"] == new.headers["etag"]
+    assert call("GET", below(root, "c.cfg") + "?format=json").json["etag"] == new.headers["etag"]
+
+
+def test_ranges_of_any_length(call: Any, root: Path) -> None:
+    (root / "f").write_bytes(b"0123456789")
+    many = "9" * 5000
+    for asked, status, body in (
+        (f"bytes=0-{many}", 206, b"0123456789"), (f"bytes=5-{many}", 206, b"56789"), (f"bytes=-{many}", 206, b"0123456789"),
+        (f"bytes={many}-", 416, None), (f"bytes={many}-{many}", 416, None), ("bytes=000000000000000000000002-3", 206, b"23"),
+    ):  # fmt: skip
+        answer = call("GET", below(root, "f"), Range=asked)
+        assert (answer.status, body is None or answer.body == body) == (status, True), asked[:20]
+
+
 # --- names --------------------------------------------------------------------------------------------------------------
 
 
@@ -260,6 +297,79 @@ def test_the_path_in_a_query_by_its_bytes(call: Any, root: Path) -> None:
         assert page["items"][0]["path_bytes"] == encoded + "/x"
     found = call("GET", f"/api/v1/search/content?q=found+me&path_bytes={encoded}").body.splitlines()
     assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "status"),
+    [
+        ("Content-Range", "bytes 7-15/16", 400),
+        ("Content-Range", "bytes */16", 400),
+        ("Content-Range", "", 400),
+        ("Upload-Offset", "7", 400),
+        ("Upload-Complete", "?0", 400),
+        ("Upload-Incomplete", "?1", 400),
+        ("Content-Encoding", "gzip", 415),
+        ("Content-Encoding", "identity, br", 415),
+        ("Content-Encoding", "identity", 200),
+        ("Upload-Complete", "?1", 200),
+        ("Range", "bytes=7-", 200),  # of a read alone (RFC 9110, 14.2)
+    ],
+)
+@pytest.mark.parametrize("form", ["", "?format=json", "large", "upload"])
+def test_a_body_that_is_not_plainly_the_file(
+    call: Any, root: Path, header: str, value: str, status: int, form: str
+) -> None:
+    (root / "dst.bin").write_bytes(b"0123456")
+    content = b"789ABCDEF"
+    name = header.replace("-", "_")
+    if form == "upload":
+        body, headers = multipart((b"dst.bin", content))
+        answer = call("POST", f"/api/v1/files/upload?path={root.name}", body, **{name: value}, **headers)
+    else:
+        content = content * 20_000 if form == "large" else content
+        body = orjson.dumps({"content": content.decode()}) if "json" in form else content
+        answer = call("PUT", below(root, "dst.bin") + form.removeprefix("large"), body, **{name: value})
+    wanted = 201 if status == 200 and form == "upload" else status
+    assert answer.status == wanted, answer
+    if status == 200:
+        assert (root / "dst.bin").read_bytes() == content
+    else:
+        assert answer.code == ("partial_content_refused" if status == 400 else "content_encoding_refused")
+        assert (root / "dst.bin").read_bytes() == b"0123456"
+
+
+def test_a_part_that_is_not_plainly_the_file(call: Any, root: Path) -> None:
+    for more, refused in (
+        ("Content-Transfer-Encoding: base64", True), ("Content-Transfer-Encoding: quoted-printable", True),
+        ("Content-Encoding: gzip", True), ("Content-Range: bytes 0-3/9", True), ("Content-Transfer-Encoding: Binary", False),
+    ):  # fmt: skip
+        body = (
+            f'--x\r\nContent-Disposition: form-data; name="f"; filename="part"\r\n{more}\r\n\r\naGk=\r\n--x--\r\n'
+        ).encode()
+        url = f"/api/v1/files/upload?path={root.name}"
+        answer = call("POST", url, body, Content_Type="multipart/form-data; boundary=x")
+        assert answer.status == (409 if refused else 201), more
+        assert (root / "part").exists() is not refused
+
+
+def test_writes_honour_if_unmodified_since(call: Any, root: Path) -> None:
+    (root / "f").write_text("old")
+    os.utime(root / "f", (1e9, 1e9))
+    at, before = "Sun, 09 Sep 2001 01:46:40 GMT", "Sun, 09 Sep 2001 01:46:39 GMT"
+    url = below(root, "f")
+    for method, target in (("PUT", url), ("PUT", url + "?format=json"), ("DELETE", url)):
+        answer = call(method, target, b'{"content": "x"}', If_Unmodified_Since=before)
+        assert (answer.status, answer.code) == (412, "precondition_failed")
+    assert call("PUT", url, bytes(100_000), If_Unmodified_Since=before).status == 412
+    assert (root / "f").read_text() == "old"
+    etag = call("HEAD", url).headers["etag"]
+    # with If-Match the time does not count (RFC 9110, 13.2.2), and one that is no time never does
+    assert call("PUT", url, b"1", If_Unmodified_Since=before, If_Match=etag).status == 200
+    assert call("PUT", url, b"2", If_Unmodified_Since="yesterday").status == 200
+    os.utime(root / "f", (1e9, 1e9))
+    assert call("PUT", url, b"3", If_Unmodified_Since=at).status == 200
+    os.utime(root / "f", (1e9, 1e9))
+    assert call("DELETE", url, If_Unmodified_Since=at).status == 204
 
 
 # --- writing ------------------------------------------------------------------------------------------------------------
@@ -745,3 +855,61 @@ def test_find_by_content(call: Any, root: Path) -> None:
     assert (bad.status, bad.code) == (422, "search_invalid")
     assert call("GET", f"{query}&q=").code == "validation_failed"
     assert call("GET", "/api/v1/search/content?q=x&path=../x").code == "path_invalid"
+
+
+# --- archives -----------------------------------------------------------------------------------------------------------
+
+
+def tar_of(*names: str) -> bytes:
+    """A tar of empty files, and of folders where a name ends with a slash."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name in names:
+            info = tarfile.TarInfo(name.rstrip("/"))
+            info.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
+            tar.addfile(info)
+    return packed.getvalue()
+
+
+def test_an_archive_of_folders_alone(call: Any, root: Path) -> None:
+    url = f"/api/v1/files/upload?path={root.name}/a&extract=true"
+    folder = {"size": None, "etag": None, "is_dir": True}
+    for result in ("created", "kept"):
+        body, headers = multipart((b"e.tgz", tar_of("empty/", "empty/inner/")))
+        answer = call("POST", url, body, **headers)
+        assert answer.status == 201
+        assert answer.json["items"] == [
+            {"path": f"{root.name}/a/{name}", "result": result, **folder} for name in ("empty", "empty/inner")
+        ]
+    assert (root / "a/empty/inner").is_dir()
+
+
+def test_two_archives_in_one_upload_and_one_that_is_none(call: Any, root: Path) -> None:
+    parts = ((b"a.tgz", tar_of("x", "sub/x")), (b"none", b"no archive"), (b"in/b.tgz", tar_of("y", "x", "x")))
+    body, headers = multipart(*parts)
+    answer = call("POST", f"/api/v1/files/upload?path={root.name}&extract=true&on_conflict=reject", body, **headers)
+    assert answer.status == 409
+    found = [(item["path"].removeprefix(root.name + "/"), item["result"]) for item in answer.json["items"]]
+    assert found == [
+        ("x", "created"), ("sub/x", "created"), ("none", "refused"), ("in/y", "created"), ("in/x", "created")
+    ]  # fmt: skip
+    assert not rubbish_in(root)
+
+
+def test_a_client_that_leaves_ends_the_unpacking(server: ServerProcess, call: Any, root: Path) -> None:
+    body, headers = multipart((b"many.tgz", tar_of(*(f"many/file{number}" for number in range(20_000)))))
+    url = f"/api/v1/files/upload?path={root.name}&extract=true"
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
+        head = f"POST {url} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
+        client.sendall(head.encode() + body)
+        eventually(lambda: (root / "many").exists())
+    eventually(lambda: server.on_their_way() == 0)
+    # nothing comes any more, so that what was made can be removed
+    assert call("DELETE", below(root, "many") + "?recursive=true").status == 204
+    assert call("PUT", below(root, "after"), b"").status == 201
+    assert not (root / "many").exists()
+
+
+def rubbish_in(root: Path) -> list[str]:
+    return [str(path) for path in root.rglob(".workspace-runtime-*")]

@@ -40,7 +40,7 @@ class Listener:
 
     def __init__(self, server: ServerProcess, query: str = "") -> None:
         url = f"{server.url.replace('http', 'ws', 1)}/api/v1/ws{query}"
-        self.socket: ClientConnection = connect(url, max_size=None, proxy=None, open_timeout=TIMEOUT_S)
+        self.socket: ClientConnection = connect(url, proxy=None, open_timeout=TIMEOUT_S)
         self.seq = 0
 
     def frame(self) -> JsonObject:

@@ -1,10 +1,12 @@
 """The command: settings, starting, failing to start with a sentence, one turn in the terminal, the keeper."""
 
+import contextlib
 import json
 import os
 import pty
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,9 +48,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     ("arguments", "env", "words"),
     [
         (["--port", "http"], {}, "--port is 'http', but it must be a whole number"),
-        ([], {"WORKSPACE_PORT": "99999"}, "WORKSPACE_PORT is '99999'"),
+        ([], {"WORKSPACE_RUNTIME_PORT": "99999"}, "WORKSPACE_RUNTIME_PORT is '99999'"),
         (["--host", "0.0.0.0"], {}, "needs a token"),
-        ([], {"WORKSPACE_TOKEN": "short"}, "16 to 512"),
+        ([], {"WORKSPACE_RUNTIME_TOKEN": "short"}, "16 to 512"),
         (["--token-file", "nowhere"], {}, "can't be read"),
         (["--state-path", "inside"], {}, "inside the workspace"),
         (["/nowhere"], {}, "is not a folder"),
@@ -60,13 +62,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 def test_a_wrong_setting_stops_the_start_with_a_sentence(
     tmp_path: Path, arguments: list[str], env: dict[str, str], words: str
 ) -> None:
-    result = run(tmp_path, "serve", *arguments, env=env)
+    port = [] if "WORKSPACE_RUNTIME_PORT" in env else ["--port", "0"]  # the usual one may be in use
+    result = run(tmp_path, "serve", *port, *arguments, env=env)
     assert result.returncode == 2 and words in result.stderr, result.stderr
     assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
 
 
 def test_the_token_is_never_said(tmp_path: Path) -> None:
-    result = run(tmp_path, "serve", env={"WORKSPACE_TOKEN": "my secret is short"})
+    result = run(tmp_path, "serve", env={"WORKSPACE_RUNTIME_TOKEN": "my secret is short"})
     assert result.returncode == 2 and "secret" not in result.stderr
 
 
@@ -87,6 +90,45 @@ def test_a_port_in_use(tmp_path: Path) -> None:
 def test_a_second_server_on_the_same_state(tmp_path: Path, server: ServerProcess) -> None:
     result = run(tmp_path, "serve", str(server.workspace), "--port", "0", "--state-path", str(server.state))
     assert result.returncode == 2 and f"Another server at {server.url}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "module"), [("serve", "cli"), ("serve", "server"), ("doctor", "cli"), ("doctor", "cli.doctor")]
+)
+def test_ctrl_c_while_the_command_loads_is_no_failure_to_be_read(tmp_path: Path, command: str, module: str) -> None:
+    code = (
+        "import sys\n"
+        "class Key:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == 'workspace_runtime.{module}': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Key())\n"
+        f"sys.argv = ['workspace-runtime', {command!r}, '--state-path', {str(tmp_path.parent / 'state-k')!r}]\n"
+        "from workspace_runtime.__main__ import main\n"
+        "sys.exit(main())\n"
+    )
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environ, text=True, capture_output=True)
+    assert (result.returncode, result.stderr) == (130, "")
+
+
+def test_what_the_machine_refuses_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "state" / "temporaries").mkdir(parents=True)
+    (tmp_path / "work").mkdir()
+    result = run(tmp_path, "serve", "work", "--port", "0", "--state-path", "state")
+    assert result.returncode == 2 and "temporaries: Is a directory." in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr and result.stderr.count("workspace-runtime: ") == 1
+
+
+def test_a_log_of_another_version(tmp_path: Path) -> None:
+    state = tmp_path.parent / f"{tmp_path.name}-state"
+    state.mkdir()
+    with contextlib.closing(sqlite3.connect(state / "log.sqlite3")) as log:
+        log.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
+        log.execute("INSERT INTO meta VALUES ('schema_version', '99')")
+        log.commit()
+    result = run(tmp_path, "serve", "--port", "0", "--state-path", str(state))
+    assert result.returncode == 2 and "written by another version" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 # --- one turn in the terminal -------------------------------------------------------------------------------------------

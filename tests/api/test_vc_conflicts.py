@@ -180,3 +180,86 @@ def test_a_link_against_a_file(here: Host) -> None:
     assert case.ask("GET", "blob", path=f"kinds/{item['path']}", ref="theirs").body == b"/etc/passwd"
     paths = [item["path"] for item in case.get("conflicts")["items"]]
     assert case.post("conflicts/resolve", paths=paths, use="theirs") == {"items": [], "next_cursor": None}
+
+
+# --- sides of different kinds -----------------------------------------------------------------------------------------------------
+
+
+def make(case: Case, kind: str, content: str = "") -> None:
+    """Have a thing of this kind at `f`, and nothing else."""
+    case.git("rm", "-r", "-q", "--ignore-unmatch", "f")
+    if kind == "file":
+        case.write("f", f"{content}\n")
+    elif kind == "link":
+        (case.folder / "f").symlink_to("x")
+    elif kind == "folder":
+        case.write("f/in", f"in {content}\n")
+    case.git("add", "-A")
+    case.git("commit", "-q", "--allow-empty", "-m", kind)
+
+
+def of_different_kinds(case: Case, base: str, ours: str, theirs: str, label: str) -> None:
+    case.commit({"x": b"x\n"}, "first")
+    make(case, base, "base")
+    case.git("switch", "-q", "-c", label)
+    make(case, theirs, "theirs")
+    case.git("switch", "-q", "main")
+    make(case, ours, "ours")
+    assert case.attempt("merge", label) == 1
+
+
+@pytest.mark.parametrize("use", ["ours", "theirs"])
+@pytest.mark.parametrize(
+    ("base", "ours", "theirs"),
+    [
+        ("file", "file", "link"), ("file", "link", "file"), ("nothing", "file", "link"), ("nothing", "link", "file"),
+        ("file", "file", "folder"), ("file", "folder", "file"), ("nothing", "file", "folder"), ("nothing", "folder", "file"),
+        ("nothing", "link", "folder"),
+    ],
+)  # fmt: skip
+def test_a_side_of_another_kind_gets_its_own_name(here: Host, base: str, ours: str, theirs: str, use: str) -> None:
+    """Whichever of the two names is settled: afterwards there is the side that was chosen, at its name, and nothing beside it."""
+    for named in ("own", "beside"):
+        case = here.fresh()
+        of_different_kinds(case, base, ours, theirs, "a/side")
+        items = case.get("conflicts")["items"]
+        beside = [item for item in items if item["original_path"] is not None]
+        assert [item["original_path"] for item in beside] == ["f"] * len(beside)
+        assert {item["path"] for item in items if item["original_path"] is None} <= {"f"}
+        assert beside, items
+        path = "f" if named == "own" else beside[0]["path"]
+        assert case.post("conflicts/resolve", paths=[path], use=use) == {"items": [], "next_cursor": None}
+        chosen = "main" if use == "ours" else "a/side"
+        case.post("merge/continue")
+        wanted = case.git("ls-tree", "-r", "main^1" if use == "ours" else "main^2")
+        assert case.git("ls-tree", "-r", "main") == wanted, chosen
+        assert case.git("status", "--porcelain") == ""
+        assert {path.name for path in case.folder.iterdir()} == {".git", "x", "f"}
+
+
+def test_a_folder_with_other_work_is_not_replaced(here: Host) -> None:
+    """Of a folder that gives way to a file nothing goes that is nowhere else."""
+    for name in ("new", "in"):
+        case = here.fresh()
+        of_different_kinds(case, "file", "file", "folder", "side")
+        case.write(f"f/{name}", "precious\n")
+        problem = case.refused("POST", "conflicts/resolve", {"paths": ["f"], "use": "ours"})
+        assert (problem["code"], case.read(f"f/{name}")) == ("local_changes_in_way", b"precious\n")
+        assert [item["original_path"] for item in case.get("conflicts")["items"]] == ["f"]
+        assert case.post("conflicts/resolve", paths=["f"], use="theirs")["items"] == []
+
+
+def test_a_name_with_a_tilde_is_its_own(here: Host) -> None:
+    """A file that a side really has stands for no other, however it is called."""
+    case = here.fresh()
+    case.commit({"f": b"f\n", "f~HEAD": b"base\n"}, "first")
+    case.git("switch", "-q", "-c", "side")
+    case.git("rm", "-q", "f~HEAD")
+    case.git("commit", "-q", "-m", "gone")
+    case.git("switch", "-q", "main")
+    case.commit({"f~HEAD": b"changed\n"}, "changed")
+    assert case.attempt("merge", "side") == 1
+    (item,) = case.get("conflicts")["items"]
+    assert (item["path"], item["original_path"]) == ("f~HEAD", None)
+    assert case.post("conflicts/resolve", paths=["f~HEAD"], use="ours")["items"] == []
+    assert (case.read("f"), case.read("f~HEAD")) == (b"f\n", b"changed\n")

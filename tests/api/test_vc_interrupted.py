@@ -212,7 +212,7 @@ def test_a_stash_that_fails_is_told_of(bench: Bench) -> None:
     (bench.copy / ".git/info").mkdir(exist_ok=True)
     (bench.copy / ".git/info/attributes").write_text("*.bin filter=bad\n")
     (bench.copy / "x.bin").write_text("precious\n")
-    problem = refused(bench.post("stash", {}), 409, "git_failed")
+    problem = refused(bench.post("stash", {}), 409, "filter_failed")
     assert stashes(bench) == [problem["stash"]]
 
 

@@ -197,7 +197,7 @@ def test_readers_do_not_wait_for_a_writer(case: Case) -> None:
 
 
 def test_no_locks(case: Case) -> None:
-    assert case.get("locks") == {"items": [], "processes": []}
+    assert case.get("locks") == {"items": [], "next_cursor": None, "processes": []}
     assert case.post("unlock") == {"removed": []}
 
 

@@ -41,6 +41,8 @@ from workspace_runtime.sessions.drivers.base import (
     ImagePart,
     PermissionAnswer,
     PermissionAsked,
+    PromptReturned,
+    PromptTaken,
     SessionChanged,
     TextPart,
     ToolCalled,
@@ -191,10 +193,27 @@ async def test_steering_reaches_the_running_turn(bench: Bench) -> None:
     async with driven(bench.driver(), pending) as one:
         await one.driver.prompt([TextPart(bench.prompt(Run("touch asked")))])
         asked = await one.seen(PermissionAsked)
-        await one.driver.steer([TextPart(bench.prompt(Say("steered")))])
+        await one.driver.steer("p2", [TextPart(bench.prompt(Say("steered")))])
         await one.driver.answer(asked.request, PermissionAnswer("allow"))
         await one.seen(TurnEnded)
         await one.until(lambda: "steered" in one.texts())
+        assert one.all(PromptTaken) == [PromptTaken("p2")]
+    check_order(one)
+
+
+async def test_a_stopped_agent_does_nothing_of_what_it_was_steered_with(bench: Bench) -> None:
+    if not (await capabilities(bench)).steer:
+        pytest.skip("can't be steered")
+    async with driven(bench.driver(permission_mode=bench.free), pending) as one:
+        await one.driver.prompt([TextPart(bench.prompt(Run("touch begun; sleep 60")))])
+        await until(lambda: (bench.workspace / "begun").exists())
+        await one.driver.steer("p2", [TextPart(bench.prompt(Run("touch ran-after-stop")))])
+        await one.driver.interrupt()
+        assert (await one.seen(TurnEnded)).stop_reason == "interrupted"
+        await one.seen(PromptReturned)
+        await one.turn(bench.prompt(Say("after")))
+        assert one.texts() == ["after"] and not (bench.workspace / "ran-after-stop").exists()
+        assert not one.all(PromptTaken)
     check_order(one)
 
 

@@ -36,17 +36,21 @@ from support.waiting import until
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.sessions.drivers.base import (
     AgentError,
+    AgentEvent,
     AgentStartError,
     AgentTurnStarted,
+    BackgroundChanged,
     BlockDelta,
     BlockEnded,
     DriverSpec,
-    FilePart,
+    FileText,
     ImagePart,
     PermissionAnswer,
     PermissionAsked,
     PermissionWithdrawn,
     PlanChanged,
+    PromptReturned,
+    PromptTaken,
     SessionChanged,
     TextPart,
     ToolCalled,
@@ -385,17 +389,16 @@ class TestSubAgents:
 
 class TestContent:
     async def test_an_image_and_a_file(self, home: ClaudeHome, server: ModelServer) -> None:
-        (home.workspace / "notes with space.txt").write_text("line one\nline two\n")
         png = _png()
         async with driven(claude(home)) as one:
             await one.turn(
                 script([images()]),
                 ImagePart("image/png", base64.b64encode(png).decode()),
-                FilePart("notes with space.txt", 2, 2),
+                FileText('notes "x".txt', "line two", 2, 2),
             )
             assert one.texts()[0].startswith("image/png ")
         sent = json.dumps(server.requests[-1]["messages"])
-        assert "line two" in sent and "line one" not in sent
+        assert "line two" in sent and 'notes \\"x\\".txt' in sent
 
     async def test_a_tool_that_returns_an_image(self, home: ClaudeHome) -> None:
         (home.workspace / "dot.png").write_bytes(_png())
@@ -438,11 +441,109 @@ class TestContent:
         async with driven(claude(home)) as one:
             await one.driver.prompt([TextPart(script([wait("go"), tool("Bash", command="true")], [recall()]))])
             await until(lambda: "go" in server.reached)
-            await one.driver.steer([TextPart("and one thing more")])
+            await one.driver.steer("p2", [TextPart("and one thing more")])
             server.release("go")
             await one.seen(TurnEnded)
             assert "and one thing more" in json.dumps(server.requests[-1]["messages"])
-        assert len(one.all(TurnEnded)) == 1
+        assert len(one.all(TurnEnded)) == 1 and one.all(PromptTaken) == [PromptTaken("p2")]
+
+    async def test_prompts_into_the_last_call_of_the_model_are_a_turn_of_their_own(
+        self, home: ClaudeHome, server: ModelServer
+    ) -> None:
+        async with driven(claude(home)) as one:
+            await one.driver.prompt([TextPart(script([text("one two", chunks=2, hold="late")]))])
+            await until(lambda: "late" in server.reached)
+            await one.driver.steer("p2", [TextPart("and one thing more")])
+            await one.driver.steer("p3", [TextPart(script([text("both")]))])
+            server.release("late")
+            await one.seen(TurnEnded, 2)
+        kinds = [event for event in one.events if isinstance(event, PromptTaken | TurnEnded | AgentTurnStarted)]
+        assert [type(event) for event in kinds] == [TurnEnded, PromptTaken, PromptTaken, TurnEnded]
+        assert one.texts() == ["one two", "both"]
+
+    async def test_a_failed_turn_is_not_followed_by_what_was_steered_in(
+        self, home: ClaudeHome, server: ModelServer
+    ) -> None:
+        async with driven(claude(home, permission_mode="bypassPermissions")) as one:
+            before = len(server.requests)
+            await one.driver.prompt([TextPart(script([error(529)]))])
+            await until(lambda: len(server.requests) > before)  # it is tried again after a while
+            await one.driver.steer("p2", [TextPart(script([tool("Bash", command="touch ran", description="x")]))])
+            assert (await one.seen(TurnEnded)).stop_reason == "error"
+            await one.seen(PromptReturned)
+            await one.driver.interrupt()
+            assert (await one.turn(script([text("after")]))).stop_reason == "end_turn"
+        assert one.texts() == ["after"] and not (home.workspace / "ran").exists()
+        assert not one.all(PromptTaken) and not one.all(AgentTurnStarted)
+
+    async def test_a_prompt_that_is_stopped_before_it_began_has_its_end(self, home: ClaudeHome) -> None:
+        async with driven(claude(home)) as one:
+            for number in range(1, 4):
+                await one.driver.prompt([TextPart(script([text("never " * 50, chunks=50, delay_ms=50)]))])
+                await one.driver.interrupt()
+                assert (await one.seen(TurnEnded, number)).stop_reason == "interrupted"
+            assert (await one.turn(script([text("after")]))).stop_reason == "end_turn"
+
+
+class TestInTheBackground:
+    async def test_a_stopped_agent_is_not_woken_by_a_command_that_ends(
+        self, home: ClaudeHome, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        waiting = "while [ ! -e go ]; do sleep 0.05; done; touch over"
+        steps = [
+            [tool("Bash", command=waiting, description="x", run_in_background=True)],
+            [tool("Bash", command="touch begun; python3 -c 'import time; time.sleep(777)'", description="y")],
+            [tool("Bash", command="touch ran-after-stop", description="z")],
+        ]
+        results: list[dict[str, Any]] = []
+        driver = claude(home, permission_mode="bypassPermissions")
+        take = driver._messages.take
+
+        def note(message: dict[str, Any]) -> list[AgentEvent]:
+            results.extend([message] if message.get("type") == "result" else [])
+            return take(message)
+
+        monkeypatch.setattr(driver._messages, "take", note)
+        async with driven(driver) as one:
+            await one.driver.prompt([TextPart(script(*steps))])
+            await one.until(lambda: one.all(BackgroundChanged))
+            (task,) = one.all(BackgroundChanged)[-1].tasks
+            assert (task.kind, task.title) == ("command", "x")
+            await until(lambda: (home.workspace / "begun").exists())
+            await one.driver.interrupt()
+            assert (await one.seen(TurnEnded)).stop_reason == "interrupted"
+            (home.workspace / "go").touch()
+            await one.until(lambda: not one.all(BackgroundChanged)[-1].tasks)
+            assert one.all(BackgroundChanged)[-1].ended == {task.id: "completed"}
+            await until(lambda: len(results) == 2)  # of the turn that it began by itself
+            assert not (home.workspace / "ran-after-stop").exists()
+            assert (await one.turn(script([text("and now")]))).stop_reason == "end_turn"
+        assert one.texts() == ["and now"] and not one.all(AgentTurnStarted)
+
+    async def test_a_stop_ends_sub_agents(self, home: ClaudeHome, server: ModelServer) -> None:
+        inner = script([wait("inner")], [tool("Bash", command="touch ran-after-stop", description="x")])
+        call = tool("Agent", description="d", prompt=inner, subagent_type="general-purpose", run_in_background=True)
+        async with driven(claude(home, permission_mode="bypassPermissions")) as one:
+            await one.turn(script([call], [text("over")]))
+            await until(lambda: "inner" in server.reached)
+            assert [task.kind for task in one.all(BackgroundChanged)[-1].tasks] == ["sub_agent"]
+            await one.driver.interrupt()
+            server.release("inner")
+            await one.until(lambda: not one.all(BackgroundChanged)[-1].tasks)
+            assert list(one.all(BackgroundChanged)[-1].ended.values()) == ["stopped"]
+            await one.turn(script([text("after")]))
+        assert not (home.workspace / "ran-after-stop").exists()
+
+    async def test_timers_are_known(self, home: ClaudeHome) -> None:
+        async with driven(claude(home, permission_mode="bypassPermissions")) as one:
+            await one.turn(
+                script(
+                    [tool("CronCreate", cron="0 0 1 1 *", prompt="wake up", recurring=True)],
+                    [tool("ScheduleWakeup", delaySeconds=3600, reason="look again", prompt="go on")],
+                    [text("ok")],
+                )
+            )
+        assert [task.kind for task in one.all(BackgroundChanged)[-1].tasks] == ["timer", "timer"]
 
 
 def _png() -> bytes:

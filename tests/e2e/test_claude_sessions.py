@@ -8,24 +8,17 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from pydantic import TypeAdapter
 from websockets.exceptions import ConnectionClosed
 
-from support.claude_home import ClaudeHome
+from support.claude_world import World
 from support.model_script import drop, error, images, recall, script, stall, text, think, tool, wait
-from support.model_server import ModelServer, threaded
 from support.server import (
-    ServerProcess,
-    create,
     eventually,
-    history,
     is_done,
     processes_with,
     receive,
@@ -43,68 +36,6 @@ PICTURE = base64.b64encode(
         "0000000049454e44ae426082"
     )
 ).decode()
-
-
-@dataclass
-class World:
-    """A server with a Claude home of its own, its model, and a client."""
-
-    server: ServerProcess
-    home: ClaudeHome
-    model: ModelServer
-    client: httpx.Client
-
-    @property
-    def workspace(self) -> Path:
-        return self.server.workspace
-
-    def create(self, prompt: Any = None, **body: Any) -> str:
-        body |= {"agent": "claude"} | ({"prompt": prompt} if prompt is not None else {})
-        return str(create(self.client, **body)["id"])
-
-    def send(self, session: str, prompt: str, **body: Any) -> dict[str, Any]:
-        answer = self.client.post(f"{SESSIONS}/{session}/messages", json={"prompt": prompt, **body})
-        assert answer.status_code == 202, answer.text
-        receipt: dict[str, Any] = answer.json()
-        return receipt
-
-    def idle(self, session: str, turns: int = 1) -> list[dict[str, Any]]:
-        """All events once so many turns are done."""
-        eventually(lambda: len(history(self.client, session, "?events=done")) >= turns, timeout=90)
-        eventually(lambda: session_of(self.client, session)["status"] in ("idle", "failed"))
-        events = history(self.client, session)
-        for event in events:
-            EVENT.validate_python(event)
-        return events
-
-    def pending(self, session: str, number: int = 1) -> dict[str, Any]:
-        path = f"{SESSIONS}/{session}/permissions"
-        found: dict[str, Any] = eventually(
-            lambda: (items := self.client.get(path).json()["items"]) and len(items) == number and items[-1], timeout=60
-        )
-        return found
-
-    def answer(self, session: str, permission: dict[str, Any], **answer: Any) -> None:
-        reply = self.client.post(f"{SESSIONS}/{session}/permissions/{permission['id']}", json=answer)
-        assert reply.status_code == 200, reply.text
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[ModelServer]:
-    with threaded() as server:
-        yield server
-
-
-@pytest.fixture
-def world(tmp_path: Path, model: ModelServer) -> Iterator[World]:
-    home = ClaudeHome(tmp_path / "home", tmp_path / "workspace", model.url)
-    home.config.mkdir(parents=True)
-    server = ServerProcess(tmp_path, env=home.env())
-    home.trust(server.workspace)
-    server.start()
-    with server.client() as client:
-        yield World(server, home, model, client)
-    server.stop()
 
 
 def kinds(events: list[dict[str, Any]], *only: str) -> list[str]:

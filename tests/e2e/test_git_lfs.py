@@ -1,8 +1,7 @@
-"""Files of Git LFS, where it is installed: pointers become content, without any other host's word being taken."""
+"""Files of Git LFS (`scripts/tools` gets it where the machine has none): pointers become content, without any other host's word being taken."""
 
 import base64
 import hashlib
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,9 +14,6 @@ from support.git_bench import Bench, Trap, done, fresh_name, git_server, refused
 from support.git_remotes import http_remote
 from support.server import ServerProcess
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("git-lfs") is None, reason="git-lfs is not installed; on Debian and Ubuntu: apt-get install git-lfs"
-)
 CONTENT = b"large\n" * 1000
 
 

@@ -348,19 +348,16 @@ def ssh_remote(folder: Path) -> Iterator[SshRemote]:
     sshd = tools.program("sshd")
     if sshd is None or tools.program("ssh-keygen") is None:
         pytest.skip("there is no sshd, and scripts/tools could not get one")
+    if os.geteuid() not in {user.pw_uid for user in pwd.getpwall()}:
+        pytest.skip("sshd runs as root or as a user of the system")
     if pwd.getpwuid(os.geteuid()).pw_shell.endswith(("/nologin", "/false")):
         pytest.skip("the user who runs the tests has no login shell, which sshd needs")
-    if os.geteuid() == 0:
-        os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # where root's sshd locks itself in; its place is built in
     with tempfile.TemporaryDirectory(prefix="ssh-") as temporary:
         remote = SshRemote(folder, Path(temporary))
-        server = _SshServer(("127.0.0.1", 0), _SshHandler)
-        server.ssh, server.command = (
-            remote,
-            [sshd, "-i", "-E", str(remote.keys / "log"), "-f", str(_sshd_config(remote))],
-        )
+        command = [*_separated(remote.keys), sshd]
+        config = str(_sshd_config(remote))
         tried = subprocess.run(
-            [sshd, "-t", "-f", str(remote.keys / "sshd_config")],
+            [*command, "-t", "-f", config],
             env={**os.environ, **tools.libraries()},
             capture_output=True,
             text=True,
@@ -368,10 +365,25 @@ def ssh_remote(folder: Path) -> Iterator[SshRemote]:
         )
         if tried.returncode != 0:
             pytest.skip(f"sshd does not work here: {tried.stderr.strip()}")
+        server = _SshServer(("127.0.0.1", 0), _SshHandler)
+        server.ssh, server.command = remote, [*command, "-i", "-E", str(remote.keys / "log"), "-f", config]
         with _running(server) as remote.port:
             host_key = (remote.keys / "host.pub").read_text()
             (remote.keys / "known_hosts").write_text(f"[127.0.0.1]:{remote.port} {host_key}")
             yield remote
+
+
+def _separated(folder: Path) -> list[str]:
+    """What starts root's sshd. It runs a part of itself as the user `sshd`, locked into /run/sshd, and both are built in: where the
+    machine has none, because sshd was unpacked and not installed, this sshd sees them in a mount namespace of its own."""
+    if os.geteuid() != 0:
+        return []
+    users = folder / "passwd"
+    known = Path("/etc/passwd").read_text()
+    has_user = any(user.pw_name == "sshd" for user in pwd.getpwall())
+    users.write_text(known if has_user else f"{known}sshd:x:65533:65534::/run/sshd:/usr/sbin/nologin\n")
+    script = 'mount --bind "$0" /etc/passwd && mount -t tmpfs none /run && mkdir -m 755 /run/sshd && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, str(users)]
 
 
 def _sshd_config(remote: SshRemote) -> Path:

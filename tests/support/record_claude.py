@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ CWD = "/workspace"
 # What tells of this machine, or of nothing that the driver reads.
 _DROPPED = {
     "tools", "slash_commands", "terminal_slash_commands", "agents", "skills", "plugins", "output_style", "memory_paths", "timestamp",
-    "betas", "capabilities", "analytics_disabled", "uuid", "signature", "iterations", "cache_creation", "server_tool_use", "run_id",
+    "betas", "capabilities", "analytics_disabled", "signature", "iterations", "cache_creation", "server_tool_use", "run_id",
     "output_file", "outputFile", "messaging_socket_path",
 }  # fmt: skip
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -125,6 +126,17 @@ SCENARIOS: Mapping[str, Scenario] = {
     ),
     "max_tokens": Scenario([script(*[[text("x"), stop("max_tokens")]] * 5)]),
     "slash_command": Scenario(["/context"]),
+    "compacted": Scenario([script([text("one")]), "/cost", script([text("two")]), "/context", "/compact"]),
+    "background_command": Scenario(
+        [
+            script(
+                [tool("Bash", command="echo hi", description="say hi", run_in_background=True)],
+                [text("first")],
+                [text("second")],
+            )
+        ],
+        turns=2,
+    ),
 }
 
 
@@ -134,6 +146,8 @@ def replay(messages: list[dict[str, Any]]) -> Iterator[AgentEvent]:
     asked = 0
     for message in messages:
         if message["type"] == "control_request":
+            if message["request"]["subtype"] != "can_use_tool":
+                continue
             asked += 1
             told = message["request"]
             request = claude_permissions.Request(
@@ -152,7 +166,7 @@ def replay(messages: list[dict[str, Any]]) -> Iterator[AgentEvent]:
                 case "denied":
                     mapper.denied(message["tool_use_id"])
                 case "prompted":
-                    mapper.prompted("prompt")
+                    mapper.prompted(message["prompt_id"])
         else:
             yield from mapper.take(message)
 
@@ -190,7 +204,8 @@ def _listening(wire: list[dict[str, Any]]) -> Iterator[None]:
 
     def tell(what: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def told(self: ClaudeEvents, *args: Any) -> Any:
-            wire.append({"type": "told", "what": what} | ({"tool_use_id": args[0]} if what == "denied" else {}))
+            names = {"denied": "tool_use_id", "prompted": "prompt_id"}
+            wire.append({"type": "told", "what": what} | ({names[what]: args[0]} if what in names else {}))
             return method(self, *args)
 
         return told
@@ -249,13 +264,14 @@ async def _record(name: str, scenario: Scenario) -> None:
 
 
 def main() -> None:
-    """Record every scenario anew."""
+    """Record the scenarios that are named anew; without a name, every one."""
     for name in list(os.environ):
         if name not in PASSED:
             del os.environ[name]
     GOLDEN.mkdir(parents=True, exist_ok=True)
     for name, scenario in SCENARIOS.items():
-        asyncio.run(_record(name, scenario))
+        if name in sys.argv[1:] or not sys.argv[1:]:
+            asyncio.run(_record(name, scenario))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ class ScriptedDriver:
         self.spec = spec
         self.told: list[object] = []
         self.closed = False
+        self.held: list[str] = []
+        self.close_gate: asyncio.Event | None = None
+        self.exit_status: int | None = None
         self._events: asyncio.Queue[AgentEvent | None] = asyncio.Queue()
 
     def say(self, *events: AgentEvent) -> None:
@@ -42,8 +45,9 @@ class ScriptedDriver:
         if self.agent.on_prompt is not None:
             self.agent.on_prompt(self, parts)
 
-    async def steer(self, parts: Sequence[PromptPart]) -> None:
+    async def steer(self, prompt: str, parts: Sequence[PromptPart]) -> None:
         self.told.append(("steer", tuple(parts)))
+        self.held.append(prompt)
 
     async def interrupt(self) -> None:
         self.told.append("interrupt")
@@ -58,8 +62,10 @@ class ScriptedDriver:
     async def configure(self, *, model: str | None, effort: str | None, permission_mode: str | None) -> None:
         self.told.append(("configure", model, effort, permission_mode))
 
-    async def close(self) -> None:
+    async def close(self, *, at_once: bool = False) -> None:
         self.closed = True
+        if self.close_gate is not None:
+            await self.close_gate.wait()
         self.die()
 
 
@@ -70,6 +76,7 @@ class ScriptedAgent:
 
     def __init__(self) -> None:
         self.started: list[ScriptedDriver] = []
+        self.forgotten: list[str] = []
         self.on_prompt: Callable[[ScriptedDriver, Sequence[PromptPart]], None] | None = None
         self.on_answer: Callable[[ScriptedDriver, str, base.PermissionAnswer], None] | None = None
         self.start_error: base.AgentStartError | None = None
@@ -83,5 +90,11 @@ class ScriptedAgent:
     def check(self, *, model: str | None, effort: str | None, permission_mode: str | None) -> None:
         return None
 
+    def conversation(self, native_session_id: str) -> str:
+        return native_session_id
+
     def driver(self, spec: DriverSpec) -> ScriptedDriver:
         return ScriptedDriver(self, spec)
+
+    async def forget(self, native_session_id: str) -> None:
+        self.forgotten.append(native_session_id)

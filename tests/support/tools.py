@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 UNPACKED = Path(sys.prefix) / "tools" / "usr"
-_FOLDERS = ("/usr/sbin", "/usr/local/sbin", str(UNPACKED / "bin"), str(UNPACKED / "sbin"))
+FOLDERS = ("/usr/sbin", "/usr/local/sbin", str(UNPACKED / "bin"), str(UNPACKED / "sbin"))
 
 
 def program(name: str) -> str | None:
     """Where a program is; None where there is none."""
-    return shutil.which(name, path=os.pathsep.join((os.environ["PATH"], *_FOLDERS)))
+    return shutil.which(name, path=os.pathsep.join((os.environ["PATH"], *FOLDERS)))
 
 
 def libraries() -> dict[str, str]:

@@ -207,8 +207,271 @@ async def test_steer_goes_into_the_running_turn(tmp_path: Path) -> None:
         first = await manager.prompt(session.record.id, say("go"))
         await until(lambda: agent.started and agent.started[0].told)
         steered = await manager.prompt(session.record.id, say("left!"), delivery="steer")
-        assert steered.turn_id == first.turn_id and not steered.queued
+        assert steered.turn_id != first.turn_id and (steered.queued, steered.position) == (False, 0)
         await until(lambda: ("steer", say("left!")) in agent.started[0].told)
+        driver = agent.started[0]
+        driver.say(base.PromptTaken(driver.held[0]), BlockEnded("text", "going left"), TurnEnded("end_turn"))
+        await idle(session)
+        events = await history(manager, session)
+        told = [
+            (e["type"], e["turn_id"]) for e in events if e["type"] in ("turn_started", "user_message", "text", "done")
+        ]
+        assert told == [
+            ("turn_started", first.turn_id), ("user_message", first.turn_id), ("user_message", first.turn_id),
+            ("text", first.turn_id), ("done", first.turn_id), ("done", steered.turn_id),
+        ]  # fmt: skip
+        assert [[i["delivery"] for i in e["items"]] for e in events if e["type"] == "queue_updated"] == [["steer"], []]
+
+
+async def steered_session(manager: SessionManager, agent: ScriptedAgent) -> tuple[Session, ScriptedDriver, str, str]:
+    """A session whose agent works on a turn, and holds a prompt that it was steered with: session, driver, both turn ids."""
+    session = await manager.create(NewSession("scripted"))
+    first = await manager.prompt(session.record.id, say("go"))
+    await until(lambda: agent.started and agent.started[0].told)
+    steered = await manager.prompt(session.record.id, say("left!"), delivery="steer", client_message_id="m1")
+    driver = agent.started[0]
+    await until(lambda: driver.held)
+    assert driver.held == [steered.turn_id]
+    return session, driver, first.turn_id, steered.turn_id
+
+
+async def test_what_comes_too_late_for_the_running_turn_is_a_turn_of_its_own(tmp_path: Path) -> None:
+    agent = ScriptedAgent()
+    async with manager_of(tmp_path, agent) as manager:
+        session, driver, first, second = await steered_session(manager, agent)
+        driver.say(TurnEnded("end_turn"), base.PromptTaken(second), BlockEnded("text", "left"), TurnEnded("end_turn"))
+        await until(lambda: session.record.turn_count == 2)
+        await idle(session)
+        events = await history(manager, session)
+        assert [(e["turn_id"], e["origin"]) for e in events if e["type"] == "turn_started"] == [
+            (first, "user"), (second, "user"),
+        ]  # fmt: skip
+        assert [e["turn_id"] for e in events if e["type"] in ("text", "done")] == [first, second, second]
+        assert [e["turn_id"] for e in events if e.get("client_message_id") == "m1"] == [second]
+
+
+@pytest.mark.parametrize("taken", [False, True])
+@pytest.mark.parametrize("drop", [False, True])
+async def test_what_the_agent_holds_at_a_stop_waits_or_is_dropped(tmp_path: Path, drop: bool, taken: bool) -> None:
+    agent = ScriptedAgent()
+    async with manager_of(tmp_path, agent) as manager:
+        session, driver, first, second = await steered_session(manager, agent)
+        await manager.prompt(session.record.id, say("later"))
+        if taken:
+            driver.say(base.PromptTaken(second))
+            await until(lambda: len(session.actor.queue) == 1)
+        await session.actor.interrupt(drop_queue=drop)
+        events = await history(manager, session)
+        done = {e["turn_id"]: e["stop_reason"] for e in events if e["type"] == "done"}
+        assert done[first] == "interrupted"
+        left = 0 if drop else 2 - taken
+        assert manager.view(session)["queue"] == {"length": left, "paused": left > 0}
+        assert done.get(second) == ("interrupted" if taken else "cancelled" if drop else None)
+        assert session.record.turn_count == 1 and session.record.status == "idle"
+        if not drop:
+            items = [e for e in events if e["type"] == "queue_updated"][-1]["items"]
+            assert [(i["prompt_preview"], i["delivery"]) for i in items] == [("left!", "queue"), ("later", "queue")][
+                taken:
+            ]
+
+
+@pytest.mark.parametrize("reason", ["error", "agent_died"])
+async def test_what_the_agent_holds_when_its_turn_fails_waits_first_in_the_paused_queue(
+    tmp_path: Path, reason: str
+) -> None:
+    agent = ScriptedAgent()
+    async with manager_of(tmp_path, agent) as manager:
+        session, driver, _, second = await steered_session(manager, agent)
+        if reason == "error":
+            driver.say(base.AgentError("agent_error", "no"), TurnEnded("error"))
+            await until(lambda: "interrupt" in driver.told)  # it must not begin what it holds
+        else:
+            driver.die()
+        await idle(session)
+        await until(lambda: manager.view(session)["queue"] == {"length": 1, "paused": True})
+        assert session.actor.queue[0][1].turn_id == second and session.record.turn_count == 1
+        agent.on_prompt = echo
+        await manager.prompt(session.record.id, say("go on"))
+        await until(lambda: session.record.turn_count == 3)
+        await idle(session)
+        events = await history(manager, session)
+        assert [e["content"] for e in events if e["type"] == "text"] == ["left!", "go on"]
+
+
+async def test_what_the_agent_gives_back_becomes_a_turn_as_any_other(tmp_path: Path) -> None:
+    agent = ScriptedAgent()
+    async with manager_of(tmp_path, agent) as manager:
+        session, driver, _, second = await steered_session(manager, agent)
+        agent.on_prompt = echo
+        driver.say(base.PromptReturned(second), TurnEnded("end_turn"))
+        await until(lambda: session.record.turn_count == 2)
+        await idle(session)
+        events = await history(manager, session)
+        assert [(e["turn_id"], e["content"]) for e in events if e["type"] == "text"] == [(second, "left!")]
+
+
+async def test_what_the_agent_holds_survives_the_server(tmp_path: Path) -> None:
+    agent = ScriptedAgent()
+    async with manager_of(tmp_path, agent) as manager:
+        session, _, _, second = await steered_session(manager, agent)
+    async with manager_of(tmp_path, agent) as manager:
+        found = manager.get(session.record.id)
+        assert [prompt.turn_id for _, prompt in found.actor.queue] == [second]
+        assert manager.view(found)["queue"] == {"length": 1, "paused": True}
+
+
+async def test_a_result_that_comes_after_its_turn_begins_no_other(tmp_path: Path) -> None:
+    agent = ScriptedAgent()
+    agent.on_prompt = lambda driver, parts: driver.say(
+        ToolCalled("t1", "Bash", {}), TurnEnded("end_turn"), ToolEnded("t1", "late"), ToolEnded("t2", "unknown")
+    )
+    async with manager_of(tmp_path, agent) as manager:
+        session = await manager.create(NewSession("scripted", prompt=say("go")))
+        await until(lambda: session.record.turn_count == 1)
+        await idle(session)
+        agent.on_prompt = echo
+        await manager.prompt(session.record.id, say("again"))
+        await until(lambda: session.record.turn_count == 2)
+        await idle(session)
+        events = await history(manager, session)
+        assert [e["status"] for e in events if e["type"] == "tool_result"] == ["cancelled"]
+        assert types(events).count("done") == types(events).count("turn_started") == 2
+
+
+async def test_background_work_keeps_an_agent_from_being_put_to_rest_and_its_end_is_told(tmp_path: Path) -> None:
+    agent = ScriptedAgent()
+    task = base.BackgroundTask("b1", "command", "npm run dev", "t1")
+    agent.on_prompt = lambda driver, parts: driver.say(base.BackgroundChanged((task,)), TurnEnded("end_turn"))
+    async with manager_of(tmp_path, agent, max_running=1) as manager:
+        session = await manager.create(NewSession("scripted", prompt=say("go")))
+        await until(lambda: session.record.turn_count == 1)
+        await idle(session)
+        with pytest.raises(WorkspaceError) as caught:
+            await manager.create(NewSession("scripted", prompt=say("other")))
+        assert caught.value.code == "too_many_agents" and caught.value.data["retry_after_s"]
+        assert caught.value.data["at_work"][0]["at_work"] == "a command in the background (npm run dev)"
+        agent.started[0].die()
+        await until(lambda: not session.record.background)
+        other = await manager.create(NewSession("scripted", prompt=say("other")))
+        await until(lambda: other.record.turn_count == 1)
+        told = [e["task"] for e in await history(manager, session) if e["type"] == "task_updated"]
+        assert [(t["id"], t["status"], t["tool_use_id"]) for t in told] == [
+            ("b1", "running", "t1"),
+            ("b1", "stopped", "t1"),
+        ]
+
+
+async def test_agents_that_are_starting_are_waited_for(tmp_path: Path) -> None:
+    agent = ScriptedAgent()
+    agent.start_gate = asyncio.Event()
+    async with manager_of(tmp_path, agent, max_running=2) as manager:
+        sessions = await asyncio.gather(*(manager.create(NewSession("scripted")) for _ in range(12)))
+        agent.start_gate.set()
+        await until(lambda: all(session.record.status == "idle" for session in sessions))
+        assert manager.running <= 2
+
+
+async def test_one_key_makes_one_session_however_many_ask_at_once(tmp_path: Path) -> None:
+    agent = ScriptedAgent()
+    async with manager_of(tmp_path, agent) as manager:
+        made = await asyncio.gather(*(manager.create(NewSession("scripted"), key="k", digest="d") for _ in range(12)))
+        assert len({session.record.id for session in made}) == 1 and len(manager._sessions) == 1
+        session_id = made[0].record.id
+        sent = await asyncio.gather(
+            *(
+                manager.prompt(session_id, say("x"), delivery="steer", client_message_id="m", digest="d")
+                for _ in range(12)
+            )
+        )
+        assert len({receipt.turn_id for receipt in sent}) == 1
+        assert not manager._keys._locks
+        await manager.purge(session_id)
+        again = await manager.create(NewSession("scripted"), key="k", digest="d")
+        assert again.record.id != session_id
+
+
+async def test_a_conversation_has_one_live_owner(tmp_path: Path) -> None:
+    agent = ScriptedAgent()
+    agent.on_prompt = lambda driver, parts: driver.say(
+        base.SessionChanged(native_session_id="native-1"), TurnEnded("end_turn")
+    )
+    async with manager_of(tmp_path, agent) as manager:
+        first = await manager.create(NewSession("scripted", prompt=say("go")))
+        await until(lambda: first.record.native_session_id == "native-1")
+        await idle(first)
+        ways = (
+            NewSession("scripted", resume_native_id="native-1"),
+            NewSession("scripted", resume_session_id=first.record.id),
+        )
+        for way in ways:
+            with pytest.raises(WorkspaceError) as caught:
+                await manager.create(way)
+            assert (caught.value.code, caught.value.data["session_id"]) == ("session_active", first.record.id)
+        fork = await manager.create(NewSession("scripted", resume_native_id="native-1", fork=True))
+        assert fork.record.parent_session_id == first.record.id
+        await manager.terminate(first.record.id)
+        outcomes = await asyncio.gather(
+            *(manager.create(way) for way in ways * 6), manager.reopen(first.record.id), return_exceptions=True
+        )
+        owners = [outcome for outcome in outcomes if isinstance(outcome, Session)]
+        assert len(owners) == 1
+        assert owners[0].record.parent_session_id == first.record.id
+        with pytest.raises(WorkspaceError) as caught:
+            await manager.reopen(first.record.id)
+        assert caught.value.data["session_id"] == owners[0].record.id
+
+
+async def test_reopening_waits_for_the_end(tmp_path: Path) -> None:
+    agent = ScriptedAgent()
+    async with manager_of(tmp_path, agent) as manager:
+        session = await manager.create(NewSession("scripted", prompt=say("go")))
+        await until(lambda: agent.started and agent.started[0].told)
+        gate = asyncio.Event()
+        agent.started[0].close_gate = gate
+        ending = asyncio.create_task(manager.terminate(session.record.id))
+        await until(lambda: session.actor._ending is not None)
+        reopening = asyncio.create_task(manager.reopen(session.record.id))
+        with pytest.raises(WorkspaceError, match="terminated"):
+            await manager.prompt(session.record.id, say("no"))
+        gate.set()
+        await asyncio.gather(ending, reopening)
+        assert not session.stream.ended and session.record.status == "idle"
+        events = await history(manager, session)
+        assert [e.get("status") or e["stop_reason"] for e in events if e["type"] in ("status", "done")][-3:] == [
+            "terminated", "terminated", "idle",
+        ]  # fmt: skip
+
+
+async def test_a_pending_permission_shows_as_the_status_whatever_else_goes_on(tmp_path: Path) -> None:
+    agent = ScriptedAgent()
+    inner = base.PermissionAsked("r1", "tool", "Bash", {}, parent_tool_use_id="t0", options=OPTIONS)
+    agent.on_prompt = lambda driver, parts: driver.say(inner, TurnEnded("end_turn"))
+    async with manager_of(tmp_path, agent) as manager:
+        session = await manager.create(NewSession("scripted", prompt=say("go")))
+        await until(lambda: session.record.turn_count == 1 and session.actor.turn is None)
+        agent.on_prompt = None
+        await manager.prompt(session.record.id, say("more"))
+        await until(lambda: len(agent.started[0].told) == 2)
+        assert session.record.status == "requires_action"
+        assert len(manager.list(limit=10, status="requires_action")[0]) == 1
+
+
+async def test_the_folder_is_looked_at_again_at_each_start(tmp_path: Path) -> None:
+    agent = ScriptedAgent()
+    agent.on_prompt = echo
+    (tmp_path / "root" / "real").mkdir(parents=True)
+    async with manager_of(tmp_path, agent) as manager:
+        session = await manager.create(NewSession("scripted", prompt=say("go"), cwd="real"))
+        await until(lambda: session.record.turn_count == 1)
+        await idle(session)
+        await manager.terminate(session.record.id)
+        (tmp_path / "root" / "real").rmdir()
+        (tmp_path / "outside").mkdir()
+        (tmp_path / "root" / "real").symlink_to(tmp_path / "outside")
+        await manager.reopen(session.record.id)
+        await manager.prompt(session.record.id, say("again"))
+        await until(lambda: manager.view(session)["status"] == "failed")
+        assert len(agent.started) == 1 and "leads out" in str(manager.view(session)["error"])
 
 
 async def test_an_agent_that_dies_ends_the_turn_and_the_next_prompt_starts_another(tmp_path: Path) -> None:
@@ -241,7 +504,7 @@ async def test_an_agent_that_can_not_start_fails_the_session_and_the_next_prompt
         agent.start_error, agent.on_prompt = None, echo
         await manager.prompt(session.record.id, say("again"))
         await until(lambda: session.record.turn_count == 2)
-        await idle(session)
+        await until(lambda: manager.view(session)["status"] == "idle")
         assert manager.view(session)["error"] is None
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.sessions.drivers import claude_install
-from workspace_runtime.sessions.drivers.base import DriverSpec, FilePart, ImagePart, PromptPart, TextPart
+from workspace_runtime.sessions.drivers.base import DriverSpec, FileText, ImagePart, PromptPart, TextPart
 from workspace_runtime.sessions.drivers.claude import ClaudeAgent
 from workspace_runtime.sessions.drivers.claude_prompts import prompt_content
 
@@ -34,7 +34,7 @@ async def test_info(agent: ClaudeAgent) -> None:
 async def test_info_without_the_sdk(agent: ClaudeAgent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claude_install, "sdk_folder", lambda: None)
     info = await agent.info()
-    assert not info.installed and info.version is None and "[claude]" in info.sign_in
+    assert not info.installed and info.version is None and "pip install claude-agent-sdk" in info.sign_in
     driver = agent.driver(DriverSpec("s", Path(), Path(), {}))
     with pytest.raises(Exception, match="not installed"):
         await driver.start()
@@ -113,11 +113,12 @@ def test_models_that_a_cli_tells() -> None:
 
 
 def test_prompts() -> None:
-    root, cwd = Path("/w"), "/w/sub"
-    assert prompt_content([TextPart("/compact")], root, cwd) == "/compact"
-    parts: list[PromptPart] = [TextPart("see"), FilePart("sub/a.py", 3, 5), FilePart("b c.md"), FilePart("x", 1)]
-    assert prompt_content(parts, root, cwd) == 'see\n@a.py#L3-5\n@"../b c.md"\n@../x#L1'
-    content = prompt_content([TextPart("look"), ImagePart("image/png", "AA==")], root, cwd)
+    assert prompt_content([TextPart("/compact")]) == "/compact"
+    parts: list[PromptPart] = [TextPart("see"), FileText("sub/a.py", "x = 1", 3, 5), FileText('q "x".md', "y", 1)]
+    assert prompt_content(parts) == (
+        'see\n<file path="sub/a.py" lines="3-5">\nx = 1\n</file>\n<file path=\'q "x".md\' lines="1-1">\ny\n</file>'
+    )
+    content = prompt_content([TextPart("look"), ImagePart("image/png", "AA==")])
     assert isinstance(content, list)
     assert content[1]["source"] == {"type": "base64", "media_type": "image/png", "data": "AA=="}
 

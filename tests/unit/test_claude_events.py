@@ -18,11 +18,13 @@ from workspace_runtime.sessions.drivers.base import (
     BlockDelta,
     BlockEnded,
     PlanChanged,
+    PromptReturned,
     SessionChanged,
     ToolCalled,
     ToolEnded,
     ToolImage,
     TurnEnded,
+    Usage,
 )
 from workspace_runtime.sessions.drivers.claude_events import ClaudeEvents
 from workspace_runtime.sessions.drivers.claude_outputs import whole
@@ -93,6 +95,10 @@ def take(mapper: ClaudeEvents, *messages: dict[str, Any]) -> list[AgentEvent]:
     return [event for message in messages for event in mapper.take(message)]
 
 
+def lifecycle(prompt: str, state: str) -> dict[str, Any]:
+    return {"type": "command_lifecycle", "command_uuid": prompt, "state": state}
+
+
 @pytest.fixture
 def mapper() -> ClaudeEvents:
     mapper = ClaudeEvents("/workspace")
@@ -118,15 +124,36 @@ def test_a_block_that_stops_without_having_come_whole_is_partial(mapper: ClaudeE
 
 
 def test_the_agents_own_turn_that_ends_as_ours_begins_does_not_end_ours(mapper: ClaudeEvents) -> None:
-    own = result(origin={"kind": "task-notification"}, user_message_uuids=[])
-    assert take(mapper, own) == []
-    (ended,) = take(mapper, result(user_message_uuids=["p1"], total_cost_usd=0.75))
+    assert take(mapper, lifecycle("p1", "queued"), result(origin={"kind": "task-notification"})) == []
+    (ended,) = take(mapper, lifecycle("p1", "started"), result(total_cost_usd=0.75))
     assert isinstance(ended, TurnEnded) and ended.cost_usd == 0.25
 
 
 def test_the_agents_own_turn_that_took_our_prompt_in_ends_ours(mapper: ClaudeEvents) -> None:
-    own = result(origin={"kind": "task-notification"}, user_message_uuids=["p1"])
-    assert [type(event) for event in take(mapper, own)] == [TurnEnded]
+    own = result(origin={"kind": "task-notification"})
+    events = take(mapper, lifecycle("p1", "queued"), lifecycle("p1", "started"), own, lifecycle("p1", "completed"))
+    assert [type(event) for event in events] == [TurnEnded]
+
+
+@pytest.mark.parametrize("state", ["cancelled", "discarded", "refused"])
+def test_a_prompt_that_the_cli_drops_ends_its_turn(mapper: ClaudeEvents, state: str) -> None:
+    refused, ended = take(mapper, lifecycle("p1", "queued"), lifecycle("p1", state))
+    assert isinstance(refused, AgentError) and ended == TurnEnded("error")
+    mapper.prompted("p2")
+    mapper.interrupted()
+    assert take(mapper, lifecycle("p2", "queued"), lifecycle("p2", state)) == [TurnEnded("interrupted")]
+
+
+def test_nothing_of_a_halted_cli_is_told_until_the_next_prompt(mapper: ClaudeEvents) -> None:
+    mapper.steered("p2", "turn_2")
+    mapper.interrupted()
+    assert take(mapper, result(terminal_reason="aborted_tools")) == [TurnEnded("interrupted", Usage(), 0.5)]
+    assert take(mapper, lifecycle("p2", "started")) == [PromptReturned("turn_2")] and mapper.unasked
+    mapper.unasked = False
+    requesting = {"type": "system", "subtype": "status", "status": "requesting"}
+    assert take(mapper, requesting, begin("m1"), block(0), delta(0, "never"), result()) == [] and mapper.unasked
+    mapper.prompted("p3")
+    assert [type(e) for e in take(mapper, begin("m2"), block(0), delta(0, "now"))] == [BlockDelta]
 
 
 def test_a_turn_without_a_prompt_begins_by_itself() -> None:

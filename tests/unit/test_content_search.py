@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.files import content_search
 from workspace_runtime.files.content_search import ContentQuery, search
 from workspace_runtime.files.ripgrep import can_be_confined
 from workspace_runtime.paths import WorkspaceRoot
@@ -64,6 +65,25 @@ def write(root: WorkspaceRoot, files: dict[str, str | bytes]) -> None:
         path = root.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def test_no_folder_needs_to_be_writable(root: WorkspaceRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError("no usable temporary folder")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    write(root, {"a": "needle"})
+    assert paths(root, "needle") == {"a"}
+    with pytest.raises(WorkspaceError) as refused:
+        found(root, "(", regex=True)
+    assert refused.value.code == "search_invalid"
+
+
+def test_an_answer_has_a_bound(root: WorkspaceRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(content_search, "MAX_ANSWER", 20_000)
+    write(root, {f"f{number}": "needle\n" * 500 for number in range(10)})
+    items, summary = found(root, "needle", limit=10_000)
+    assert len(items) < 5000 and summary["limit_reached"]
 
 
 def test_a_match_has_its_place_in_code_points(root: WorkspaceRoot) -> None:

@@ -25,12 +25,13 @@ from workspace_runtime.sessions.drivers.base import (
     AgentTurnStarted,
     BlockDelta,
     BlockEnded,
-    FilePart,
+    FileText,
     ImagePart,
     PermissionAnswer,
     PermissionAsked,
     PermissionWithdrawn,
     PlanChanged,
+    PromptTaken,
     SessionChanged,
     TextPart,
     ToolCalled,
@@ -200,15 +201,14 @@ async def test_an_interrupt_in_a_sub_agent_closes_all_of_it(bench: Bench) -> Non
 
 async def test_pictures_files_and_big_results(bench: Bench) -> None:
     (bench.workspace / "sub").mkdir()
-    (bench.workspace / "sub/lines.txt").write_text("a\nb\nc\nd\n")
     one = await play(bench, "image\nbig 3000000", cwd=bench.workspace / "sub")
     drawn, big = one.all(ToolEnded)
     assert drawn.images[0].mime_type == "image/png" and drawn.images[0].data.startswith(b"\x89PNG")
     assert len(big.output) == 3_000_000
     async with driven(bench.driver(cwd=bench.workspace / "sub")) as shown:
-        await shown.turn(ImagePart("image/gif", "R0lGODlhAQ=="), FilePart("sub/lines.txt", 2, 3), FilePart("../x"))
+        await shown.turn(ImagePart("image/gif", "R0lGODlhAQ=="), FileText("sub/lines.txt", "b\nc\n", 2, 3))
     assert shown.texts() == ["I see an image of 7 bytes (image/gif)."]
-    assert shown.outputs()[0] == ("completed", "b\nc\n") and shown.outputs()[1][0] == "failed"
+    assert shown.outputs() == [("completed", "b\nc\n")]
 
 
 @pytest.mark.parametrize(
@@ -271,12 +271,13 @@ async def test_a_line_said_into_the_turn_is_done_in_it(bench: Bench) -> None:
     async with driven(bench.driver()) as one:
         await one.driver.prompt([TextPart("say first\nwait 0.2")])
         await one.seen(BlockEnded)
-        await one.driver.steer([TextPart("say second")])
+        await one.driver.steer("p2", [TextPart("say second"), FileText("a.txt", "in it")])
         await one.seen(TurnEnded)
-        assert one.texts() == ["first", "second"]
-        await one.driver.steer([TextPart("say third")])  # too late for that turn: one of its own
+        assert one.texts() == ["first", "second"] and one.outputs() == [("completed", "in it")]
+        await one.driver.steer("p3", [TextPart("say third")])  # too late for that turn: one of its own
         await one.seen(TurnEnded, 2)
-    assert len(one.all(AgentTurnStarted)) == 1 and one.texts()[-1] == "third"
+    assert one.all(PromptTaken) == [PromptTaken("p2"), PromptTaken("p3")]
+    assert not one.all(AgentTurnStarted) and one.texts()[-1] == "third"
 
 
 async def test_usage_counts_words(bench: Bench) -> None:

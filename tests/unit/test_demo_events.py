@@ -10,7 +10,7 @@ from workspace_runtime.sessions.drivers.base import (
     AgentTurnStarted,
     BlockDelta,
     BlockEnded,
-    FilePart,
+    FileText,
     ImagePart,
     Location,
     PermissionAnswer,
@@ -148,16 +148,16 @@ def test_what_the_agent_is_told() -> None:
     parts: list[PromptPart] = [
         TextPart("hi"),
         ImagePart("image/png", "aGk="),
-        FilePart("a.txt", 2, 3),
-        FilePart("b.txt", 4),
+        FileText("a.txt", "b\nc\n", 2, 3),
     ]
-    assert prompt_message("steer", parts) == {
+    assert prompt_message(parts)["type"] == "prompt"
+    assert prompt_message(parts, "turn_1") == {
         "type": "steer",
+        "prompt": "turn_1",
         "parts": [
             {"type": "text", "text": "hi"},
             {"type": "image", "mime_type": "image/png", "data": "aGk="},
-            {"type": "file", "path": "a.txt", "start_line": 2, "end_line": 3},
-            {"type": "file", "path": "b.txt", "start_line": 4, "end_line": 4},
+            {"type": "file", "path": "a.txt", "text": "b\nc\n"},
         ],
     }
     assert answer_message("r1", PermissionAnswer("allow", "always", {"a": 1}, "m", {"q1": ["x"]}, True)) == {

@@ -29,8 +29,12 @@ def configured(values: dict[str, str]) -> dict[str, str]:
     )
 
 
+# What `submodules.not_looking_inside` gives where nothing is said of any.
+NOT_INSIDE = {"diff.ignoreSubmodules": "dirty"}
+
+
 def output(sandbox: Sandbox, repository: Path, *what: str, **options: Any) -> bytes:
-    return sandbox.git(repository, "diff", *arguments(**options), *what, env=configured(CONFIG))
+    return sandbox.git(repository, "diff", *arguments(**options), *what, env=configured({**CONFIG, **NOT_INSIDE}))
 
 
 def read(raw: bytes, *, cut: bool = False, limits: dict[str, int] | None = None) -> DiffOutput:
@@ -204,7 +208,6 @@ HOSTILE = {
     "diff.dirstat": "lines,1",
     "diff.dstPrefix": "new/",
     "diff.external": "false",
-    "diff.ignoreSubmodules": "all",
     "diff.indentHeuristic": "false",
     "diff.interHunkContext": "9",
     "diff.mnemonicPrefix": "true",
@@ -222,7 +225,6 @@ HOSTILE = {
     "diff.upper.command": "false",
     "diff.upper.textconv": "tr a-z A-Z <",
     "diff.upper.wordRegex": "[a-z]",
-    "submodule.sub.ignore": "all",
 }
 
 

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ from hypothesis import strategies as st
 from support.git_home import Sandbox
 from support.git_remotes import http_remote, ssh_remote
 from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.version_control.account import Account
 from workspace_runtime.version_control.credentials import Credentials
-from workspace_runtime.version_control.failures import failure
+from workspace_runtime.version_control.failures import failure as meaning
 from workspace_runtime.version_control.push_output import push_refs
 
 MAIN = "refs/heads/main"
+
+# As of a run that speaks with a remote, where all that is known is what it printed.
+failure = partial(meaning, network=True)
 
 
 class Two:
@@ -380,6 +385,28 @@ def test_words_of_others(words: str, code: str) -> None:
 
 def test_the_remote_cannot_choose_the_code() -> None:
     assert failure("remote: fatal: Authentication failed for 'x'\nremote: .lock': File exists\n").code == "git_failed"
+
+
+def test_words_about_a_remote_count_where_one_is_talked_to() -> None:
+    words = "fatal: Could not read from remote repository."
+    assert meaning(words).code == "git_failed"
+    assert meaning(words, network=True).code == "remote_unreachable"
+
+
+@pytest.mark.parametrize("network", [False, True])
+@pytest.mark.parametrize("hooks", [False, True])
+def test_what_a_program_prints_does_not_choose_the_code(network: bool, hooks: bool) -> None:
+    """Whatever it is, where git says itself what was wrong."""
+    printed = "fatal: Authentication failed for 'x'\nx.lock': File exists\nnothing to commit\nCONFLICT (content)\n"
+    account = Account(errors=["a branch named 'x' already exists"], hooks=hooks)
+    assert meaning(printed, account=account, network=network).code == "ref_exists"
+    unknown = Account(errors=["something else"], hooks=hooks)
+    if hooks or not network:
+        assert meaning(printed, account=unknown, network=network).code == "git_failed"
+    assert meaning("fatal: Authentication failed for 'x'\n", account=Account()).code == "git_failed"
+    assert (
+        meaning("", out="nothing to commit", account=Account(hooks=hooks), network=network).code == "nothing_to_commit"
+    )
 
 
 def test_output_is_redacted_before_it_is_bounded() -> None:

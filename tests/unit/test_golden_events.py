@@ -13,7 +13,7 @@ import pytest
 from support.scripted_driver import ScriptedAgent, ScriptedDriver
 from support.waiting import until
 from unit.test_actor import OPTIONS, history, manager_of, say
-from workspace_runtime.events.hub import delta_json
+from workspace_runtime.events.blocks import delta_json
 from workspace_runtime.events.model import STORED_TYPES
 from workspace_runtime.sessions.drivers import base
 from workspace_runtime.sessions.manager import NewSession
@@ -54,6 +54,9 @@ def go_on(driver: ScriptedDriver, request: str, answer: base.PermissionAnswer) -
         base.ToolEnded("t1", "written", images=(base.ToolImage("image/png", PIXEL),)),
         base.BlockEnded("text", "inner", parent_tool_use_id="t1"),
         base.UsageChanged(base.Usage(1, 2, 3, 4, 100, 1000)),
+        base.BackgroundChanged((base.BackgroundTask("b1", "command", "npm run dev", "t1"),)),
+        base.Compacted("auto", 900, 100),
+        base.AgentNotice("rule_not_saved", "The rule could not be kept."),
         base.AgentError("agent_overloaded", "Too much at once.", retryable=True),
         base.TurnEnded("error", base.Usage(1, 2, 3, 4, 100, 1000), 0.25),
     )
@@ -63,6 +66,7 @@ async def test_events_have_the_shape_of_the_sample(tmp_path: Path) -> None:
     agent = ScriptedAgent()
     agent.on_prompt, agent.on_answer = play, go_on
     async with manager_of(tmp_path, agent) as manager:
+        (tmp_path / "root" / "a.py").write_text("one\ntwo\n")
         parts: list[base.PromptPart] = [
             *say("Go"),
             base.ImagePart("image/png", "iVBORw0KGgo="),

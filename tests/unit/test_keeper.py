@@ -74,6 +74,16 @@ def test_a_command_that_is_missing_or_no_program_says_so(tmp_path: Path) -> None
         assert program.encode() in done.stderr
 
 
+def test_a_folder_of_path_that_can_not_be_looked_into_is_passed_over(tmp_path: Path) -> None:
+    unusable = str(
+        tmp_path / ("d" * 300)
+    )  # too long a name fails for root as well, as a folder without rights does for others
+    environ = {**os.environ, "PATH": f"{unusable}:{os.environ['PATH']}:{unusable}"}
+    for program, status in (("no-such-command", 127), ("true", 0)):
+        done = subprocess.run([*keeper_command(), "--", program], capture_output=True, env=environ, timeout=PATIENCE_S)
+        assert done.returncode == status, done.stderr
+
+
 def test_wrong_arguments_say_how_it_is_used() -> None:
     done = subprocess.run([*keeper_command(), "ls"], capture_output=True, timeout=PATIENCE_S)
     assert done.returncode == 2 and b"COMMAND" in done.stderr

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workspace_runtime import paths
 from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.mounts import file_system_type, mounts
 from workspace_runtime.paths import (
     WorkspaceRoot,
-    file_system_type,
     from_path_bytes,
     parse,
     path_bytes,
@@ -215,3 +216,34 @@ def test_the_quick_way_never_waits(root: WorkspaceRoot) -> None:
 def test_file_systems() -> None:
     assert file_system_type(b"/proc/self") == "proc"
     assert file_system_type(b"/") != ""
+
+
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_no_step_goes_into_another_mount(monkeypatch: pytest.MonkeyPatch, by_kernel: bool, tmp_path: Path) -> None:
+    if by_kernel and not paths._can_step():
+        pytest.skip("no openat2 here")
+    monkeypatch.setattr(paths, "_can_step", lambda: by_kernel)
+    top = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    here = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with pytest.raises(OSError) as refused:
+            paths.step_into(top, b"proc")
+        assert refused.value.errno == errno.EXDEV
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "link").symlink_to("folder")
+        os.close(paths.step_into(here, b"folder"))
+        with pytest.raises(NotADirectoryError):
+            paths.step_into(here, b"link")
+    finally:
+        os.close(top)
+        os.close(here)
+
+
+def test_mounts_with_odd_names() -> None:
+    table = (
+        b"22 1 0:21 / / rw - ext4 /dev/root rw\n"
+        b"23 22 0:22 / /a\\040b rw shared:1 - nfs4 host rw\n"
+        b"24 22 0:23 / /caf\xc3\xa9\\134x rw - tmpfs tmpfs rw\n"
+    )
+    assert mounts(table) == [(22, b"/", "ext4"), (23, b"/a b", "nfs4"), (24, b"/caf\xc3\xa9\\x", "tmpfs")]
+    assert mounts(b"no table") == []

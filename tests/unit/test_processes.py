@@ -368,3 +368,24 @@ async def test_many_at_once(mark: str) -> None:
 
 def all_ended(made: list[Child]) -> bool:
     return all(each.returncode is not None for each in made)
+
+
+async def test_a_cancellation_as_the_work_ends_is_passed_on() -> None:
+    outer: asyncio.Task[None]
+
+    async def work() -> None:
+        outer.cancel()
+
+    outer = asyncio.create_task(finish(work()))
+    with pytest.raises(asyncio.CancelledError):
+        await outer
+    assert outer.cancelled()
+
+
+async def test_work_that_is_cancelled_itself_is_told_as_that() -> None:
+    work = asyncio.create_task(asyncio.sleep(60))
+    outer = asyncio.create_task(finish(work))
+    await asyncio.sleep(0)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await outer

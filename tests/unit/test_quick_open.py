@@ -2,14 +2,18 @@
 
 import random
 import time
+import unicodedata
+from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from workspace_runtime.files import quick_open
-from workspace_runtime.files.index import Names, Piece, Snapshot, fold
+from workspace_runtime.files.index import FileIndex, Names, Piece, Snapshot, fold
 from workspace_runtime.files.quick_open import Kind, Match, search
+from workspace_runtime.paths import WorkspaceRoot
 
 FILES = """
 .env .github/workflows/ci.yml .gitignore CHANGELOG.md Dockerfile Makefile README.md package.json pyproject.toml tsconfig.json
@@ -200,3 +204,33 @@ def test_many_that_fit_are_cut_to_the_likeliest() -> None:
         found(query, snapshot)
     assert time.perf_counter() - started < 5
     assert quick_open.MAX_QUERY == 4096
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_letter_is_found_however_it_is_written(tmp_path: Path, form: Literal["NFC", "NFD"]) -> None:
+    for name in ("caf\u00e9/r\u00e9sum\u00e9.txt", "cafe\u0301/the\u0301.txt", "\ud55c\uae00.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / unicodedata.normalize("NFD", "\ud55c\uae00.md")).touch()
+    root = WorkspaceRoot(tmp_path)
+    try:
+        snapshot = FileIndex(root).refresh()
+        for query, expected in (
+            ("r\u00e9sum\u00e9", {"caf\u00e9/r\u00e9sum\u00e9.txt"}),
+            ("th\u00e9", {"cafe\u0301/the\u0301.txt"}),
+            ("caf\u00e9/", {"caf\u00e9/r\u00e9sum\u00e9.txt", "cafe\u0301/the\u0301.txt"}),
+            ("caf\u00e9/th\u00e9.txt", {"cafe\u0301/the\u0301.txt"}),
+            ("\ud55c\uae00", {"\ud55c\uae00.txt", unicodedata.normalize("NFD", "\ud55c\uae00.md")}),
+        ):
+            matches = search(snapshot, unicodedata.normalize(form, query), kind="file", limit=20)
+            assert {match.path for match in matches} == expected
+            for match in matches:
+                letters = "".join(match.path[place] for place in match.positions)
+                starts = (
+                    unicodedata.normalize("NFD", query)[0] if match.path[match.positions[0]] != query[0] else query[0]
+                )
+                assert letters[0] == starts and max(match.positions) < len(match.path)
+        assert {match.path for match in search(snapshot, "", kind="directory", limit=9)} == {"caf\u00e9", "cafe\u0301"}
+        assert set(snapshot.folders()) == {"caf\u00e9", "cafe\u0301"}
+    finally:
+        root.close()

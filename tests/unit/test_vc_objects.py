@@ -17,7 +17,8 @@ from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.version_control import blame as blame_module
 from workspace_runtime.version_control import objects
 from workspace_runtime.version_control.blame import blame
-from workspace_runtime.version_control.lists import conflicts, operation
+from workspace_runtime.version_control.conflicts import conflicts
+from workspace_runtime.version_control.lists import operation
 from workspace_runtime.version_control.log import log
 from workspace_runtime.version_control.objects import blob, commit_facts
 from workspace_runtime.version_control.refs import remotes

@@ -12,7 +12,8 @@ from support.git_home import Sandbox
 from support.git_repository import Made, import_history, repository, sandbox
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.version_control.blame import blame
-from workspace_runtime.version_control.lists import conflicts, operation, stashes, worktrees
+from workspace_runtime.version_control.conflicts import conflicts
+from workspace_runtime.version_control.lists import operation, stashes, worktrees
 from workspace_runtime.version_control.log import log
 from workspace_runtime.version_control.objects import commit_facts
 from workspace_runtime.version_control.refs import branches, remotes, tags

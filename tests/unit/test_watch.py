@@ -97,6 +97,18 @@ async def test_attributes_count_as_modified(work: Path) -> None:
         assert await events_of(mirror) == [("modified", b"folder")]
 
 
+async def test_a_content_with_the_time_of_the_old_one(work: Path) -> None:
+    for name, content in (("one", "v=1"), ("two", "v=2")):
+        (work / "folder" / name).write_text(content)
+        os.utime(work / "folder" / name, (1e9, 1e9))
+    shutil.copy2(work / "folder/one", work / "file")
+    async with watching(work) as (mirror, _):
+        before = mirror.entries[b"file"]
+        shutil.copy2(work / "folder/two", work / "file")
+        assert await events_of(mirror) == [("modified", b"file")]
+        assert mirror.entries[b"file"] == (False, 3, etag_of((work / "file").stat())) != before
+
+
 async def test_opening_to_write_is_no_change(work: Path) -> None:
     async with watching(work) as (mirror, _):
         with (work / "file").open("r+"):
@@ -141,7 +153,8 @@ async def test_made_and_gone_is_nothing(work: Path) -> None:
         (work / "elsewhere").rename(work / "file")
         (work / "folder").rename(work / "elsewhere")
         (work / "elsewhere").rename(work / "folder")
-        assert await events_of(mirror) == []
+        # a rename changes the etag of a file
+        assert await events_of(mirror) == [("modified", b"file")]
         make(work / "folder/inner/two", "still watched")
         assert await events_of(mirror) == [("modified", b"folder/inner/two")]
 
@@ -576,6 +589,19 @@ async def test_a_root_that_is_removed_and_made_again(work: Path) -> None:
         await mirror.settled()
         make(work / "again/file", "after")
         await mirror.told(b"again/file", "modified")
+
+
+async def test_a_root_that_is_exchanged(work: Path, tmp_path: Path) -> None:
+    async with watching(work) as (mirror, watcher):
+        work.rename(tmp_path / "before")
+        make(work / "new/file")
+        await until(lambda: mirror.resyncs == [b""])
+        await mirror.settled()
+        make(tmp_path / "before/folder/one", "nobody hears of it")
+        make(work / "new/file", "after")
+        await mirror.told(b"new/file", "modified")
+        assert b"folder/one" not in [change.path for change in mirror.changes if change.event_type != "deleted"]
+        assert watcher.watched == 2
 
 
 async def test_a_root_that_is_moved_stays_the_workspace(work: Path, tmp_path: Path) -> None:

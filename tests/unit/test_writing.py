@@ -1,6 +1,7 @@
 """Writing at the room: what a crash, a lack of rights, and another writer leave."""
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -11,10 +12,12 @@ import pytest
 from support.guarded_server import NOBODY, as_user, needs_root
 from workspace_runtime.conditions import Conditions
 from workspace_runtime.errors import WorkspaceError
-from workspace_runtime.files.changes import copy, delete, move
+from workspace_runtime.files import removal, transfers
+from workspace_runtime.files.changes import delete
 from workspace_runtime.files.temporary import Temporaries, is_temporary
+from workspace_runtime.files.transfers import AcrossError, copy, move, move_across
 from workspace_runtime.files.writing import Writer, Written, numbered
-from workspace_runtime.paths import WorkspaceRoot, etag_of
+from workspace_runtime.paths import WorkspaceRoot, etag_of, step_into
 
 
 @pytest.fixture
@@ -179,12 +182,13 @@ def test_an_etag_follows_what_is_there(root: WorkspaceRoot, writer: Writer) -> N
     written = put(writer, b"f")
     assert written.etag == etag_of((root.path / "f").stat())
     move(root, b"f", b"g")
-    assert written.etag == etag_of((root.path / "g").stat())
+    assert written.etag != etag_of((root.path / "g").stat())
 
 
 @pytest.mark.parametrize(
     ("path", "expected"),
-    [(b"a.txt", b"a (1).txt"), (b"x/a", b"x/a (1)"), (b".env", b".env (1)"), (b"a.tar.gz", b"a.tar (1).gz"), (b"x.y/a", b"x.y/a (1)")],
+    [(b"a.txt", b"a (1).txt"), (b"x/a", b"x/a (1)"), (b".env", b".env (1)"), (b"a.tar.gz", b"a.tar (1).gz"), (b"x.y/a", b"x.y/a (1)"),
+     (b"a (1).txt", b"a (2).txt"), (b"a (9)", b"a (10)"), (b" (1)", b" (1) (1)"), (b"a (01).txt", b"a (01) (1).txt"), (b"a (x)", b"a (x) (1)")],
 )  # fmt: skip
 def test_numbered_names(path: bytes, expected: bytes) -> None:
     assert numbered(path, 1) == expected
@@ -216,3 +220,150 @@ def test_a_link_replaces_a_file_in_one_step(root: WorkspaceRoot, writer: Writer)
     os.symlink("elsewhere", root.path / "link")
     assert copy(writer, b"link", b"f", overwrite=True)
     assert os.readlink(root.path / "f") == "elsewhere" and sorted(os.listdir(root.path)) == ["f", "link"]
+
+
+# --- what a replacement would take away -------------------------------------------------------------------------------
+
+
+@needs_root
+def test_a_file_of_somebody_else_keeps_its_owner(root: WorkspaceRoot, writer: Writer) -> None:
+    foreign = root.path / "foreign"
+    foreign.write_text("theirs")
+    foreign.chmod(0o666)
+    root.path.chmod(0o777)
+    with as_user(NOBODY):
+        written = put(writer, b"foreign", b"ours")
+        mine = put(writer, b"mine")
+    assert written.in_place and foreign.read_text() == "ours"
+    assert (foreign.stat().st_uid, foreign.stat().st_mode & 0o777) == (0, 0o666)
+    assert written.etag == etag_of(foreign.stat())
+    assert not mine.in_place
+    with as_user(NOBODY):
+        again = put(writer, b"mine")
+    assert not again.in_place
+    assert sorted(os.listdir(root.path)) == ["foreign", "mine"]
+
+
+@needs_root
+def test_a_file_in_a_folder_that_may_not_be_written(root: WorkspaceRoot, writer: Writer, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    for above in tmp_path.parents:  # another user must get there
+        if above.name.startswith(("pytest-", "popen-")):
+            above.chmod(above.stat().st_mode | 0o011)
+    (root.path / "kept").write_text("old")
+    (root.path / "kept").chmod(0o666)
+    (root.path / "fixed").write_text("old")
+    etag = etag_of((root.path / "kept").stat())
+    with as_user(NOBODY):
+        written = put(writer, b"kept", b"new", if_match=etag)
+        for name in (b"fixed", b"none"):
+            with pytest.raises(WorkspaceError) as refused:
+                put(writer, name, b"new")
+            assert refused.value.code == "permission_denied"
+    assert written.in_place and (root.path / "kept").read_text() == "new"
+    assert (root.path / "fixed").read_text() == "old"
+
+
+def test_attributes_that_cant_be_kept(root: WorkspaceRoot, writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root.path / "f").write_text("old")
+    try:
+        os.setxattr(root.path / "f", "user.mark", b"precious")
+    except OSError:
+        pytest.skip("no attributes here")
+    assert not put(writer, b"f", b"new").in_place
+    assert os.getxattr(root.path / "f", "user.mark") == b"precious"
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "setxattr", refuse)
+    assert put(writer, b"f", b"newer").in_place
+    assert ((root.path / "f").read_text(), os.getxattr(root.path / "f", "user.mark")) == ("newer", b"precious")
+
+
+# --- to another file system -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(root: WorkspaceRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no rename reached its target's file system."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(transfers, "rename", refuse)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_move_across_copies_and_then_removes(root: WorkspaceRoot, writer: Writer) -> None:
+    tree = root.path / "tree/sub"
+    tree.mkdir(parents=True)
+    (tree / "f").write_text("content")
+    (tree / "f").chmod(0o750)
+    os.utime(tree / "f", ns=(1_000_000_000, 2_000_000_000))
+    (tree / "link").symlink_to("f")
+    with pytest.raises(AcrossError):
+        move(root, b"tree", b"moved")
+    move_across(writer, b"tree", b"moved")
+    status = (root.path / "moved/sub/f").stat()
+    assert (status.st_mode & 0o777, status.st_mtime_ns) == (0o750, 2_000_000_000)
+    assert os.readlink(root.path / "moved/sub/link") == "f"
+    assert os.listdir(root.path) == ["moved"]
+    assert move_across(writer, b"moved/sub/f", b"f") is False
+    assert ((root.path / "f").read_text(), (root.path / "f").stat().st_mtime_ns) == ("content", 2_000_000_000)
+    assert os.listdir(root.path / "moved/sub") == ["link"]
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_what_changes_during_a_move_across_is_not_removed(
+    root: WorkspaceRoot, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root.path / "tree").mkdir()
+    (root.path / "tree/f").write_text("before")
+
+    def interfere(*arguments: object) -> None:
+        (root.path / "tree" / changed).write_text("in between")
+        removal.remove_tree(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(transfers, "remove_tree", interfere)
+    for number, changed in enumerate(("f", "new")):
+        with pytest.raises(WorkspaceError) as refused:
+            move_across(writer, b"tree", b"moved%d" % number)
+        assert refused.value.code == "file_busy"
+        assert (root.path / "tree" / changed).read_text() == "in between"
+
+
+@needs_root
+@pytest.mark.usefixtures("elsewhere")
+def test_a_move_across_that_would_take_the_owner_away_is_refused(root: WorkspaceRoot, writer: Writer) -> None:
+    (root.path / "f").write_text("theirs")
+    root.path.chmod(0o777)
+    with as_user(NOBODY), pytest.raises(WorkspaceError) as refused:
+        move_across(writer, b"f", b"g")
+    assert refused.value.code == "permission_denied"
+    assert os.listdir(root.path) == ["f"]
+
+
+# --- removal ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_delete_that_fails_in_the_middle_says_so(root: WorkspaceRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/f", "b/f", "c/f"):
+        (root.path / "tree" / name).parent.mkdir(parents=True)
+        (root.path / "tree" / name).touch()
+    calls = []
+
+    def step(folder: int, name: bytes) -> int:
+        calls.append(name)
+        if len(calls) == 3:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return step_into(folder, name)
+
+    monkeypatch.setattr(removal, "step_into", step)
+    with pytest.raises(WorkspaceError) as refused:
+        delete(root, b"tree", recursive=True)
+    assert (refused.value.code, refused.value.data["partial"]) == ("file_busy", True)
+    assert refused.value.data["path"] == f"tree/{calls[2].decode()}"
+    assert "deleted already" in refused.value.detail
+    left = len(list((root.path / "tree").rglob("f")))
+    assert left == 2

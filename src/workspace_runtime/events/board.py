@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from .model import in_one_line
+
 logger = logging.getLogger(__name__)
 
 # What the board holds at most, in bytes of JSON.
@@ -31,6 +33,10 @@ class LiveEvent:
     data: bytes
     path: bytes | None = None
     deep: bool = False
+
+    def __post_init__(self) -> None:
+        if (data := in_one_line(self.data)) is not self.data:  # a file's name may hold the end of a line
+            object.__setattr__(self, "data", data)
 
 
 Publish = Callable[[Sequence[LiveEvent]], None]

@@ -12,12 +12,13 @@ Publishing calls each subscriber's `wake` and never waits for one.
 import asyncio
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
+from .blocks import OpenBlock, deltas
 from .log import EventLog
-from .model import ALL_TYPES, DEFAULT_TYPES, LIVE_TYPES, STORED_TYPES, Event, encode
+from .model import ALL_TYPES, COMING_TYPES, DEFAULT_TYPES, STORED_TYPES, Event
 
 Framing = Literal["ws", "sse"]
 
@@ -101,27 +102,9 @@ class Channel:
             self.first += 1
 
 
-@dataclass(slots=True)
-class OpenBlock:
-    """A block being written: its delta's type and envelope, its content so far, and how much of it (characters) was shown."""
-
-    type: str
-    turn_id: str | None
-    parent_tool_use_id: str | None
-    parts: list[str] = field(default_factory=list)
-    length: int = 0
-    shown: int = 0
-
-    def content(self) -> str:
-        """All of it so far, joined."""
-        if len(self.parts) > 1:
-            self.parts = ["".join(self.parts)]
-        return self.parts[0] if self.parts else ""
-
-
 class Stream:
     """One session's live side. `head` is the last published `seq`, `first` the first that is kept; `ended` once the session is
-    terminated, `removed` once it is purged or the server stops: then subscribers are let go when they have all."""
+    terminated, `removed` once it is purged, `closed` once the server stops: then subscribers are let go when they have all."""
 
     def __init__(self, log: EventLog, session_id: str, key: int, *, first: int = 0, head: int = 0) -> None:
         self.log = log
@@ -131,6 +114,7 @@ class Stream:
         self.head = head
         self.ended = False
         self.removed = False
+        self.closed = False
         self.blocks: dict[str, OpenBlock] = {}
         self._channels: dict[tuple[frozenset[str], Framing], Channel] = {}
         self._waiting: list[Event] = []
@@ -179,8 +163,13 @@ class Stream:
         pause = min(count * PAUSE_PER_SUBSCRIBER_S, MAX_PAUSE_S)
         self._next_show = asyncio.get_running_loop().time() + pause if pause else 0.0
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing more comes: a subscriber that has all is let go."""
+        return self.ended or self.removed or self.closed
+
     def wake_all(self) -> None:
-        """Have every subscriber look again: after `ended` or `removed` changed."""
+        """Have every subscriber look again: after `over` changed."""
         for channel in list(self._channels.values()):
             for subscriber in list(channel.subscribers):
                 subscriber.wake()
@@ -205,22 +194,13 @@ class Stream:
         if not channel.subscribers:
             self._channels.pop((subscription.types, subscription.framing), None)
 
-    def open_blocks(self) -> list[bytes]:
-        """One delta from offset 0 for each block being written: what a subscriber needs that joins in the middle."""
-        return [
-            delta_json(self.session_id, block_id, block, 0, block.content()[: block.shown])
-            for block_id, block in self.blocks.items()
-        ]
+    def open_blocks(self, types: frozenset[str]) -> Iterator[bytes]:
+        """Deltas from offset 0 for each block being written: what a subscriber needs that joins in the middle.
 
-
-def delta_json(session_id: str, block_id: str, block: OpenBlock, offset: int, content: str) -> bytes:
-    """The JSON of a live delta: `content` stands at `offset` (in characters) of the block to come with this `id`."""
-    body: dict[str, object] = {"id": block_id, "type": block.type, "session_id": session_id, "turn_id": block.turn_id}
-    if block.parent_tool_use_id is not None:
-        body["parent_tool_use_id"] = block.parent_tool_use_id
-    body["offset"] = offset
-    body["content"] = content
-    return encode(body)
+        They tell what was shown at the time of this call, and are made one at a time as they are taken.
+        """
+        shown = [(name, block, block.shown) for name, block in self.blocks.items() if block.type in types]
+        return (data for name, block, upto in shown for data in deltas(self.session_id, name, block, upto))
 
 
 class Subscription:
@@ -255,7 +235,7 @@ class Subscription:
         self._position = self._channel.end
         head = stream.head
         framer = self._channel.framer
-        snapshot = stream.open_blocks() if self.types & LIVE_TYPES else []
+        blocks = stream.open_blocks(self.types)
         stored = self.types & STORED_TYPES
         if not self._begun:
             self._begun = True
@@ -270,7 +250,7 @@ class Subscription:
             self.seq = rows[-1].seq
             yield b"".join([framer(row.seq, row.data) for row in rows])
         self.seq = max(self.seq, head)
-        for data in snapshot:
+        for data in blocks:
             yield framer(0, data)
 
     def follow(self) -> bytes | None:
@@ -306,7 +286,7 @@ class TooFarBehind(Exception):
 def event_types(text: str | None) -> frozenset[str]:
     """The types that `events=` chooses: None the six of the default, `all`, or a list of names with commas.
 
-    Raises `KeyError` with the first unknown name.
+    Types that nothing tells yet are chosen in vain, and no fault. Raises `KeyError` with the first unknown name.
     """
     if text is None:
         return DEFAULT_TYPES
@@ -319,6 +299,6 @@ def event_types(text: str | None) -> frozenset[str]:
             chosen |= DEFAULT_TYPES
         elif name in ALL_TYPES:
             chosen.add(name)
-        else:
+        elif name not in COMING_TYPES:
             raise KeyError(name)
     return frozenset(chosen)

@@ -8,6 +8,7 @@ Both formats are written here, on the standard library's `zlib` and `tarfile.Tar
 a kilobyte and more for each entry until the end, and its zip writer refuses names that are not UTF-8.
 """
 
+import errno
 import os
 import stat
 import struct
@@ -25,6 +26,8 @@ from workspace_runtime.paths import WorkspaceRoot, is_utf8, refusal, reopen, sho
 
 PIECE = 128 * 1024
 SMALL = 64 * 1024
+MAX_SKIPPED = 1024 * 1024  # of the list of what was left out
+MAX_AGAIN = 16  # looks at a name that is another kind of thing each time
 LEVEL = 1  # the disk and the network wait for the compressor; higher levels cost much more time than they save bytes
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -33,20 +36,20 @@ _HOLD = (getattr(os, "O_PATH", 0) or os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY) 
 
 
 def pack(
-    root: WorkspaceRoot, path: bytes, kind: Literal["zip", "tar.gz"], *, stopped: IsStopped
+    root: WorkspaceRoot, path: bytes, kind: Literal["zip", "tar.gz"], *, stopped: IsStopped, skip: bool = False
 ) -> Generator[bytes, None, None]:
     """The bytes of an archive of the folder at `path` (a path from the root; empty for the root), in pieces of 64 to 256 KiB.
 
     Blocks; may be driven from changing threads, one at a time, and must be run to the end or closed. Entries are named
     `<folder's name>/...`, sorted, with modes and times; `.git` and files that are being written are left out, and so is what
-    disappears before it is reached. Nothing is opened before the first piece is asked for.
+    disappears before it is reached. `skip`: what may not be read is left out too, and named in a text file beside the folder. Nothing is opened before the first piece is asked for.
 
     Raises at any piece: `WorkspaceError` for what can't be read or became shorter meanwhile (`not_a_directory` and
     `file_not_found` only with the first), and `Stopped` once `stopped()` is true.
     """
     writer: _Writer = _Zip() if kind == "zip" else _TarGz()
     buffer = bytearray()
-    for data in _archive(root, path, writer, stopped):
+    for data in _archive(root, path, writer, stopped, skip=skip):
         buffer += data
         if len(buffer) >= SMALL:
             yield bytes(buffer)
@@ -55,9 +58,9 @@ def pack(
         yield bytes(buffer)
 
 
-def _archive(root: WorkspaceRoot, path: bytes, writer: "_Writer", stopped: IsStopped) -> Iterator[bytes]:
+def _archive(root: WorkspaceRoot, path: bytes, writer: "_Writer", stopped: IsStopped, *, skip: bool) -> Iterator[bytes]:
     try:
-        for entry in _entries(root, path):
+        for entry in _entries(root, path, _Skipped() if skip else None):
             yield from writer.header(entry)
             for data in entry.data():
                 check(stopped)
@@ -109,7 +112,35 @@ class _Level:
     names: list[str]
 
 
-def _entries(root: WorkspaceRoot, path: bytes) -> Iterator[_Entry]:
+class _Skipped:
+    """What was left out since it may not be read: one line each, in a file in memory."""
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+        self._bytes = self._more = 0
+
+    def add(self, name: bytes) -> None:
+        """Note a path."""
+        self._bytes += len(name)
+        if self._bytes > MAX_SKIPPED:
+            self._more += 1
+        else:
+            self._lines.append(name)
+
+    def entry(self, top: bytes) -> _Entry | None:
+        """The list, beside the archive's top folder; None where nothing was left out. Its file is to be closed."""
+        if not self._lines and not self._more:
+            return None
+        more = [b"and %d more" % self._more] if self._more else []
+        file = os.memfd_create("left-out", os.MFD_CLOEXEC)
+        os.fchmod(file, 0o644)
+        with open(file, "r+b", closefd=False) as text:
+            text.write(b"Left out, since it may not be read:\n" + b"\n".join([*self._lines, *more]) + b"\n")
+        os.lseek(file, 0, os.SEEK_SET)
+        return _Entry(top + b".left-out.txt", os.fstat(file), file=file)
+
+
+def _entries(root: WorkspaceRoot, path: bytes, skipped: _Skipped | None) -> Iterator[_Entry]:
     """The folder and all below it, parents first. An entry's file is open until the next one is asked for.
 
     Only one folder is open at a time, so that the depth of a tree is not bounded by the number of descriptors. The way back up
@@ -118,6 +149,8 @@ def _entries(root: WorkspaceRoot, path: bytes) -> Iterator[_Entry]:
     name = path.rpartition(b"/")[2] or os.fsencode(root.path.name) or b"workspace"
     here = root.open_folder(path)
     levels: list[_Level] = []
+    again = 0
+    top = name
     try:
         yield _enter(levels, here, name)
         while levels:
@@ -138,16 +171,47 @@ def _entries(root: WorkspaceRoot, path: bytes) -> Iterator[_Entry]:
                 entry = _entry(each, here, name, status)
             except FileNotFoundError:
                 continue  # it is as if it had never been there
-            except OSError as fault:
-                raise refusal(fault, name) from fault
+            except (OSError, WorkspaceError) as fault:
+                if _is_other_kind(fault) and again < MAX_AGAIN:
+                    again += 1
+                    level.names.append(each)  # between two looks at it: it is what it is now
+                    continue
+                if skipped is None or not isinstance(fault, PermissionError):
+                    raise _told(fault, name) from fault
+                skipped.add(name)
+                continue
+            again = 0
             if entry is not None:
-                try:
-                    yield entry
-                finally:
-                    if entry.file >= 0:
-                        os.close(entry.file)
+                yield from _open_entry(entry)
+        if skipped is not None and (entry := skipped.entry(top)) is not None:
+            yield from _open_entry(entry)
     finally:
         os.close(here)
+
+
+def _open_entry(entry: _Entry) -> Iterator[_Entry]:
+    try:
+        yield entry
+    finally:
+        if entry.file >= 0:
+            os.close(entry.file)
+
+
+def _is_other_kind(fault: OSError | WorkspaceError) -> bool:
+    """Whether something was not of the kind any more that it was at the look before."""
+    if isinstance(fault, OSError):
+        return fault.errno in (errno.ENOTDIR, errno.ELOOP, errno.EINVAL)
+    return fault.code in ("is_directory", "not_a_file")
+
+
+def _told(fault: OSError | WorkspaceError, name: bytes) -> WorkspaceError:
+    if isinstance(fault, WorkspaceError):
+        return fault
+    error = refusal(fault, name)
+    if isinstance(fault, PermissionError):
+        detail = error.detail + " Add skip=true to leave out what may not be read."
+        return WorkspaceError(error.code, detail, **error.data)
+    return error
 
 
 def _enter(levels: list[_Level], folder: int, name: bytes) -> _Entry:

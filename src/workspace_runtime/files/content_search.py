@@ -36,6 +36,7 @@ MAX_CONTEXT = 10
 MAX_PATTERN = 8_192
 MAX_GLOBS = 100
 MAX_RECORD = 1024 * 1024  # of one line in ripgrep's JSON
+MAX_ANSWER = 64 * 1024 * 1024  # of all lines together
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ async def search(root: WorkspaceRoot, query: ContentQuery) -> AsyncGenerator[byt
     `truncated: true` where the text is not the whole line; `column` (from 1) and `ranges` (within `text`) count code
     points; of a line too long to be held, `column` is null and `ranges` is empty. `"context"` lines have no `column` and
     `ranges`. The last line is `{"type": "summary", "matches", "files", "limit_reached", "elapsed_ms"}`; `limit_reached` also
-    when the time was up.
+    when the time was up, or `MAX_ANSWER` bytes were sent.
 
     Close the generator (`contextlib.aclosing`): that ends the search, also when it is cancelled. Raises `WorkspaceError`
     before the first block: `search_invalid`, `search_unavailable`, and what `WorkspaceRoot.hold` may meet.
@@ -79,11 +80,13 @@ async def search(root: WorkspaceRoot, query: ContentQuery) -> AsyncGenerator[byt
     ripgrep = await _start(root, query)
     reader = _Reader(query)
     timer = asyncio.get_running_loop().call_later(query.timeout_s, ripgrep.kill)
-    status = 0
+    status = sent = 0
     try:
         while not reader.full and (chunk := await ripgrep.read()):
             if block := reader.take(chunk):
                 yield block
+                sent += len(block)
+                reader.full |= sent > MAX_ANSWER
         if not reader.full:
             status = await ripgrep.ended()
     finally:

@@ -41,11 +41,13 @@ from .requests import (
     flag,
     length_of,
     listening,
+    refuse_partial,
     too_large,
     wants_json,
     whole_body,
 )  # fmt: skip
 from .room import Files
+from .stopping import Stopped
 from .times import timestamp
 from .upload import Upload, boundary_of
 from .writing import Replacement, Written
@@ -96,7 +98,8 @@ class FileDoor:
         if method in ("GET", "HEAD") and "archive" in query:
             path = parse(unquote_to_bytes(target)) if target else query_path(query)
             kind = query["archive"]
-            return await send_archive(self._files, path, kind, more, receive, send, head=method == "HEAD")
+            skip, head = flag(query, "skip"), method == "HEAD"
+            return await send_archive(self._files, path, kind, more, receive, send, head=head, skip=skip)
         path = parse(unquote_to_bytes(target))
         if method in ("GET", "HEAD"):
             if wants_json(query):
@@ -245,14 +248,22 @@ class FileDoor:
             content, encoding = base64.b64encode(data).decode(), "base64"
         told = _told(path, status.st_size, etag_of(status), stat.S_IMODE(status.st_mode))
         told |= {"modified_at": timestamp(status.st_mtime_ns), "content": content, "encoding": encoding}
-        return orjson.dumps(told, option=orjson.OPT_UTC_Z), status
+        body = orjson.dumps(told, option=orjson.OPT_UTC_Z)
+        if (
+            len(body) > 2 * len(data) + 64 * 1024
+        ):  # control characters, each of which takes six bytes: it is hardly a text
+            told |= {"content": base64.b64encode(data).decode(), "encoding": "base64"}
+            body = orjson.dumps(told, option=orjson.OPT_UTC_Z)
+        return body, status
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
     async def _write(
         self, scope: Scope, path: bytes, query: Mapping[str, str], more: Headers, receive: Receive, send: Send
     ) -> int:
-        wanted = conditions(headers_of(scope))
+        headers_sent = headers_of(scope)
+        refuse_partial(headers_sent)
+        wanted = conditions(headers_sent)
         length = length_of(scope)
         if wants_json(query):
             body = await whole_body(receive, length, self._files.max_body_bytes)
@@ -269,6 +280,8 @@ class FileDoor:
             root_path: str = scope.get("root_path", "")
             headers.append((b"location", root_path.encode() + PREFIX + quote(path).encode()))
         told = _told(written.path, written.size, written.etag, written.mode)
+        if written.in_place:
+            told["in_place"] = True
         await _answer(send, status, orjson.dumps(told), headers)
         return status
 
@@ -292,7 +305,9 @@ class FileDoor:
 
     async def _upload(self, scope: Scope, more: Headers, receive: Receive, send: Send) -> int:
         query = query_of(scope)
-        boundary = boundary_of(headers_of(scope).get("content-type", "").encode("latin-1"))
+        headers_sent = headers_of(scope)
+        refuse_partial(headers_sent)
+        boundary = boundary_of(headers_sent.get("content-type", "").encode("latin-1"))
         folder = query_path(query)
         on_conflict = query.get("on_conflict", "overwrite")
         if on_conflict not in ("overwrite", "rename", "reject"):
@@ -302,27 +317,37 @@ class FileDoor:
             raise too_large(limit)
         extract = flag(query, "extract")
         upload = Upload(self._files, boundary, folder, on_conflict=on_conflict, extract=extract)  # type: ignore[arg-type]
-        run = self._files.long if extract else self._files.short
         try:
             async for piece in body_in_pieces(receive, limit):
-                await run(upload.feed, piece)
+                await self._files.short(upload.feed, piece)
             upload.finish()
+            if extract:
+                await self._unpack(upload, receive)
         except WorkspaceError as fault:
             if upload.items:
-                fault.data["items"] = upload.items
+                fault.data |= upload.answer()
             raise
         finally:
-            await run(upload.close)
+            await self._files.short(upload.close)
         if upload.refused:
-            count = sum(item["result"] == "refused" for item in upload.items)
-            detail = f"{count} of {len(upload.items)} files were refused, the others were written."
-            raise WorkspaceError("upload_refused", detail, items=upload.items)
-        await _answer(send, 201, orjson.dumps({"items": upload.items}), more)
+            detail = f"{upload.refused} of {upload.count} files were refused, the others were written."
+            raise WorkspaceError("upload_refused", detail, **upload.answer())
+        await _answer(send, 201, orjson.dumps(upload.answer()), more)
         return 201
+
+    async def _unpack(self, upload: Upload, receive: Receive) -> None:
+        """Unpack until the end, or until the client has gone: then the next entry is the last."""
+        async with listening(receive) as gone:
+            try:
+                await self._files.long(upload.unpack, lambda: gone.done() or self._files.stopped())
+            except Stopped:
+                if gone.done():
+                    raise CutError from None
+                raise
 
 
 async def send_archive(
-    files: Files, path: bytes, kind: str, more: Headers, receive: Receive, send: Send, *, head: bool
+    files: Files, path: bytes, kind: str, more: Headers, receive: Receive, send: Send, *, head: bool, skip: bool
 ) -> int:
     """Answer with a folder as an archive, packed while it is sent. Raises `WorkspaceError` before anything was sent."""
     if kind not in ("zip", "tar.gz"):
@@ -337,7 +362,8 @@ async def send_archive(
         (b"cache-control", b"no-store"),
     ]
     stop = asyncio.Event()
-    pieces = pack(files.root, path, kind, stopped=lambda: stop.is_set() or files.stopped())  # type: ignore[arg-type]
+    stopped = lambda: stop.is_set() or files.stopped()  # noqa: E731
+    pieces = pack(files.root, path, kind, stopped=stopped, skip=skip)  # type: ignore[arg-type]
     try:
         piece = await files.long(next, pieces, b"")
         await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -17,8 +17,9 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.files.ignored import Rules, root_rules
@@ -41,22 +42,40 @@ _Mark = tuple[int, int, int] | None
 class Names:
     """Names of one folder: each after a NUL, which no name can hold, and one NUL at the end.
 
-    `folded` is the same in lower case, at the same positions; the same object where nothing differs. Names that are not
-    UTF-8 have surrogates, as `os.fsdecode` gives them.
+    They are normalised (NFC), so that whoever types a letter finds it however it was written; `odd` has for those that differ what
+    they really are. `folded` is the same in lower case, at the same positions; the same object where nothing differs. Names that
+    are not UTF-8 have surrogates, as `os.fsdecode` gives them.
     """
 
     text: str
     folded: str
+    odd: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def real(self, name: str) -> tuple[str, ...]:
+        """What a name of `text` is on the disk: two of one folder may be the same when they are normalised."""
+        return self.odd.get(name, (name,))
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What lies directly in one folder. `prefix` is its path: empty for the root, else ending in `/`; `folded` as in `Names`."""
+    """What lies directly in one folder. `prefix` is its path: empty for the root, else ending in `/`; `normal` the same normalised,
+    None where that is no other; `folded` is `normal` as in `Names`."""
 
     prefix: str
     folded: str
     files: tuple[Names, ...]
     folders: tuple[Names, ...]
+    normal: str | None = None
+
+    @property
+    def above(self) -> str:
+        """The path that the names of its texts lie below."""
+        return self.prefix if self.normal is None else self.normal
+
+    @property
+    def is_odd(self) -> bool:
+        """Whether something in it is written otherwise than its texts are."""
+        return self.normal is not None or any(names.odd for names in (*self.files, *self.folders))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +98,16 @@ class Snapshot:
 def _paths(prefix: str, blocks: tuple[Names, ...]) -> Iterator[str]:
     for names in blocks:
         for name in names.text[1:-1].split("\0"):
-            yield prefix + name
+            for real in names.real(name):
+                yield prefix + real
+
+
+def normalised(text: str) -> str:
+    """The text in the form that composes letters (NFC); the same object where that changes nothing."""
+    if text.isascii():
+        return text
+    normal = unicodedata.normalize("NFC", text)
+    return text if normal == text else normal
 
 
 def fold(text: str) -> str:
@@ -92,9 +120,18 @@ def fold(text: str) -> str:
 
 def _blocks(names: list[str]) -> tuple[Names, ...]:
     blocks = []
+    real: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        if not name.isascii():
+            normal = normalised(name)
+            real[normal] = (*real.get(normal, ()), name)
+    odd = {normal: names for normal, names in real.items() if names != (normal,)}
+    if odd:
+        names = list(dict.fromkeys(map(normalised, names)))
     for start in range(0, len(names), BLOCK):
-        text = "\0" + "\0".join(names[start : start + BLOCK]) + "\0"
-        blocks.append(Names(text, fold(text)))
+        here = names[start : start + BLOCK]
+        text = "\0" + "\0".join(here) + "\0"
+        blocks.append(Names(text, fold(text), {name: odd[name] for name in here if name in odd} if odd else {}))
     return tuple(blocks)
 
 
@@ -223,7 +260,9 @@ class FileIndex:
             if fault.errno in _EXHAUSTED:
                 raise
             folder.mark = None  # removed meanwhile: its parent's mark tells
-        folder.piece = Piece(prefix, fold(prefix), _blocks(files), _blocks(folders))
+        normal = normalised(prefix)
+        other = None if normal == prefix else normal
+        folder.piece = Piece(prefix, fold(normal), _blocks(files), _blocks(folders), other)
         above, layers = folder.rules.path, folder.rules.layers
         folder.children = {
             name: _Folder(os.fsencode(prefix + name), Rules(f"{above}{name}/", layers)) for name in folders

@@ -27,6 +27,10 @@ from .times import timestamp
 Order = Literal["name", "-name", "size", "-size", "modified_at", "-modified_at"]
 # Deeper than any path that a client could name.
 MAX_DEPTH = 2048
+# A page of very long paths or targets ends before its limit, so that it stays below this.
+MAX_PAGE_BYTES = 16 * 1024 * 1024
+# How many bytes an item may take for each of its path and its target, and what it takes beside: JSON escapes a byte by six.
+_PATH_WEIGHT, _TARGET_WEIGHT, _ITEM_WEIGHT = 13, 6, 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ def entry(prefix: bytes, name: str, status: os.stat_result, folder: int) -> dict
         "size": size,
         "modified_at": timestamp(nanoseconds),
         "mode": mode,
-        "etag": f'"{nanoseconds:x}-{size:x}-{status.st_ino:x}"'
+        "etag": f'"{nanoseconds:x}-{size:x}-{status.st_ino:x}-{status.st_ctime_ns:x}"'
         if kind == "file"
         else None,  # as etag_of, without the call
         "target": None,
@@ -147,16 +151,25 @@ def _flat(folder: int, rules: Rules | None, wanted: Listing) -> Page:
             rows = (row for row in rows if row[:3] > after)
         first = heapq.nsmallest(wanted.limit + 1, rows)
     prefix = wanted.path + b"/" if wanted.path else b""
-    items = []
-    for row in first[: wanted.limit]:
+    items: list[dict[str, Any]] = []
+    # a half for names and the path above all of them, a half for the targets
+    limit = min(wanted.limit, max(1, MAX_PAGE_BYTES // 2 // (_PATH_WEIGHT * len(prefix) + 3 * _ITEM_WEIGHT)))
+    room = MAX_PAGE_BYTES // 2
+    for count, row in enumerate(first[:limit], 1):
         try:
             status = row[3].stat(follow_symlinks=False)
         except OSError:
             continue  # gone meanwhile
-        items.append(entry(prefix, row[2], status, folder))
-    if len(first) <= wanted.limit:
+        item = entry(prefix, row[2], status, folder)
+        items.append(item)
+        if item["target"]:
+            room -= _TARGET_WEIGHT * len(item["target"])
+            if room < 0:
+                limit = count
+                break
+    if len(first) <= limit:
         return Page(items, None)
-    below, figure, name, _ = first[wanted.limit - 1]
+    below, figure, name, _ = first[limit - 1]
     return Page(items, _encode_cursor([wanted.order, below, figure, _pack(name)]))
 
 
@@ -209,6 +222,7 @@ def _tree(root: WorkspaceRoot, folder: int, rules: Rules | None, wanted: Listing
     after = _tree_cursor(wanted)
     items: list[dict[str, Any]] = []
     last: _Spot = ()
+    room = MAX_PAGE_BYTES
     todo: list[tuple[_Spot, Rules | None]] = _below(folder, (), rules, after, wanted)
     while todo:
         spot, inside = todo.pop()
@@ -216,7 +230,7 @@ def _tree(root: WorkspaceRoot, folder: int, rules: Rules | None, wanted: Listing
         if len(path) > MAX_PATH:
             continue  # nobody could name it
         if spot > after:
-            if len(items) == wanted.limit:
+            if len(items) == wanted.limit or room < 0:
                 # all names on the way but the last are directories'
                 return Page(
                     items, _encode_cursor([wanted.order, last[-1][0], _pack("/".join(name for _, name in last))])
@@ -225,7 +239,9 @@ def _tree(root: WorkspaceRoot, folder: int, rules: Rules | None, wanted: Listing
                 with root.place(path) as place:
                     status = os.stat(place.name, dir_fd=place.folder, follow_symlinks=False)
                     above = path[: len(path) - len(place.name)]
-                    items.append(entry(above, spot[-1][1], status, place.folder))
+                    item = entry(above, spot[-1][1], status, place.folder)
+                    items.append(item)
+                    room -= _PATH_WEIGHT * len(path) + _TARGET_WEIGHT * len(item["target"] or "") + _ITEM_WEIGHT
             except (OSError, WorkspaceError):
                 continue  # gone meanwhile
             last = spot

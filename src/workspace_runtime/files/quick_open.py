@@ -12,11 +12,12 @@ then the whole path does. Within one way the shorter paths stay.
 
 import heapq
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from workspace_runtime.files.index import Names, Piece, Snapshot, fold
+from workspace_runtime.files.index import Names, Piece, Snapshot, fold, normalised
 
 Kind = Literal["file", "directory", "any"]
 
@@ -54,13 +55,14 @@ def search(snapshot: Snapshot, query: str, *, kind: Kind, limit: int) -> list[Ma
 
     All words of the query (parted by spaces) must fit, in any order. Letters fit in any case; a word with a capital letter
     prefers paths in its own case. A `/` fits a `/`. An empty query gives the topmost and shortest paths. Paths that are
-    not UTF-8 have surrogates. Takes some 10 ms of CPU time: call it in a thread.
+    not UTF-8 have surrogates. Query and paths are compared normalised (NFC), and told as they are. Takes some 10 ms of CPU time: call it in a thread.
     """
+    query = normalised(query)
     words = [word.removeprefix("./").lstrip("/") for word in query.split()]
     words = list(dict.fromkeys(word for word in words if word))
     blocks = _blocks(snapshot, kind)
     if not words:
-        return _topmost(blocks, limit)
+        return _as_written(snapshot, _topmost(blocks, limit))[:limit]
     if len(query) > MAX_QUERY or "\0" in query:
         return []
     wanted = [_Word(word, alone=len(words) == 1) for word in words]
@@ -70,7 +72,41 @@ def search(snapshot: Snapshot, query: str, *, kind: Kind, limit: int) -> list[Ma
         target = _Target(path)
         ranked.append((-sum(word.score(target) for word in wanted), len(path), path, is_dir))
     best = heapq.nsmallest(limit, ranked)
-    return [Match(path, is_dir, float(-score), _positions(wanted, path)) for score, _, path, is_dir in best]
+    matches = [Match(path, is_dir, float(-score), _positions(wanted, path)) for score, _, path, is_dir in best]
+    return _as_written(snapshot, matches)[:limit]
+
+
+def _as_written(snapshot: Snapshot, matches: list[Match]) -> list[Match]:
+    """The matches with their paths as they are on the disk; one may stand for two that differ in how a letter is written."""
+    if not any(piece.is_odd for piece in snapshot.pieces):
+        return matches
+    pieces: dict[str, list[Piece]] = {}
+    for piece in snapshot.pieces:
+        pieces.setdefault(piece.above, []).append(piece)
+    written = []
+    for match in matches:
+        name = match.path.rpartition("/")[2]
+        for piece in pieces[match.path[: len(match.path) - len(name)]]:
+            for names in piece.folders if match.is_dir else piece.files:
+                if f"\0{name}\0" in names.text:
+                    for path in (piece.prefix + real for real in names.real(name)):
+                        places = _places(path) if match.positions and path != match.path else None
+                        moved = [places[at] for at in match.positions] if places else match.positions
+                        written.append(Match(path, match.is_dir, match.score, moved))
+    return written
+
+
+def _places(path: str) -> list[int]:
+    """For each code point of the normalised path the place in `path` where it begins."""
+    places: list[int] = []
+    start = 0
+    for end in range(1, len(path) + 1):
+        # a mark, or a part of a Hangul syllable, belongs to the letter before
+        if end < len(path) and (unicodedata.combining(path[end]) or "\u1160" <= path[end] <= "\u11ff"):
+            continue
+        places += [start] * len(normalised(path[start:end]))
+        start = end
+    return places
 
 
 def _blocks(snapshot: Snapshot, kind: Kind) -> list[_Block]:
@@ -87,11 +123,11 @@ def _topmost(blocks: list[_Block], limit: int) -> list[Match]:
     """The paths that lie least deep, of these the shortest."""
     by_depth: dict[int, list[_Block]] = {}
     for block in blocks:
-        by_depth.setdefault(block[0].prefix.count("/"), []).append(block)
+        by_depth.setdefault(block[0].above.count("/"), []).append(block)
     best: list[Match] = []
     for depth in sorted(by_depth):
         paths = (
-            (len(piece.prefix) + len(name), piece.prefix + name, is_dir)
+            (len(piece.above) + len(name), piece.above + name, is_dir)
             for piece, names, is_dir in by_depth[depth]
             for name in names.text[1:-1].split("\0")
         )
@@ -150,7 +186,7 @@ def _by_name(blocks: list[_Block], needed: str, pattern: str) -> Iterator[tuple[
         if needed in names.folded:
             for match in search(names.folded):
                 start = names.folded.rfind("\0", 0, match.start() + 1) + 1
-                yield piece.prefix + names.text[start : match.end()], is_dir
+                yield piece.above + names.text[start : match.end()], is_dir
 
 
 def _by_path(blocks: list[_Block], words: list[str], by_folder: list[_Block]) -> Iterator[tuple[str, bool]]:
@@ -163,7 +199,7 @@ def _by_path(blocks: list[_Block], words: list[str], by_folder: list[_Block]) ->
             by_folder.append(block)
         elif not any("/" in rest for rest in rests):
             for start, end in _fitting(names.folded, rests, compiled).items():
-                yield piece.prefix + names.text[start:end], is_dir
+                yield piece.above + names.text[start:end], is_dir
 
 
 def _fitting(text: str, rests: list[str], compiled: dict[str, re.Pattern[str]]) -> dict[int, int]:
@@ -182,9 +218,9 @@ def _fitting(text: str, rests: list[str], compiled: dict[str, re.Pattern[str]]) 
 def _all_names(blocks: list[_Block], enough: int) -> Iterator[tuple[str, bool]]:
     """All names, those in the shortest paths' folders first, until there are enough."""
     count = 0
-    for piece, names, is_dir in sorted(blocks, key=lambda block: len(block[0].prefix)):
+    for piece, names, is_dir in sorted(blocks, key=lambda block: len(block[0].above)):
         for name in names.text[1:-1].split("\0"):
-            yield piece.prefix + name, is_dir
+            yield piece.above + name, is_dir
             count += 1
         if count >= enough:
             return

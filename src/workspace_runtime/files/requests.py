@@ -47,6 +47,25 @@ def length_of(scope: Scope) -> int | None:
     return None
 
 
+# By these a client says that it sends a part of a file (RFC 9110, 14.5, and the draft of resumable uploads), unless with these values.
+_PARTIAL = {"content-range": None, "upload-offset": "0", "upload-complete": "?1", "upload-incomplete": "?0"}
+
+
+def refuse_partial(headers: Mapping[str, str]) -> None:
+    """Refuse a body that is said to be a part of the file, or not its bytes as they are: it would be taken for the whole.
+
+    Raises `partial_content_refused`, `content_encoding_refused`.
+    """
+    for name, whole in _PARTIAL.items():
+        if headers.get(name, whole) != whole:
+            detail = f"{name} says that the body is a part of the file. Send the whole file, without that header."
+            raise WorkspaceError("partial_content_refused", detail)
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        detail = f"The body is said to be encoded as {encoding!r}. Send the file's bytes as they are."
+        raise WorkspaceError("content_encoding_refused", detail)
+
+
 def too_large(limit: int) -> WorkspaceError:
     """A 413."""
     return WorkspaceError("body_too_large", f"A body may have {limit} bytes here at most.", limit=limit)

@@ -78,7 +78,7 @@ class Ripgrep:
         found = program()
         if found is None:
             raise WorkspaceError("search_unavailable", "The program rg (ripgrep) is not installed.")
-        errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `end`
+        errors = _in_memory()  # closed by `end`
         with contextlib.ExitStack() as stack:
             ours, theirs = os.pipe()
             stack.callback(os.close, theirs)
@@ -156,6 +156,14 @@ class Ripgrep:
         with self._errors:
             self._errors.seek(0)
             return self._errors.read(_STDERR).decode(errors="replace")
+
+
+def _in_memory() -> IO[bytes]:
+    """A file without a name, in memory: in a read-only image no folder can be written."""
+    try:
+        return open(os.memfd_create("ripgrep-errors", os.MFD_CLOEXEC), "w+b")
+    except (AttributeError, OSError):
+        return tempfile.TemporaryFile()
 
 
 async def _end_of(spawning: "asyncio.Task[Ripgrep]") -> None:

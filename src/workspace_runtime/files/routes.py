@@ -15,20 +15,25 @@ from workspace_runtime.paths import as_text, path_bytes, shown
 from workspace_runtime.queries import query_of, query_path
 
 from . import schemas
-from .changes import copy, make_folder, move
+from .changes import make_folder
 from .content_search import ContentQuery
 from .content_search import search as search_lines
 from .index import Snapshot
-from .listing import MAX_DEPTH, Listing, list_folder
+from .listing import MAX_DEPTH, MAX_PAGE_BYTES, Listing, list_folder
 from .quick_open import Match
 from .quick_open import search as quick_open
 from .requests import listening
 from .room import Files
+from .transfers import AcrossError, copy, move, move_across
 
 router = APIRouter(prefix="/api/v1", tags=["Files"])
 
 Encoded = Annotated[
     str | None, Query(max_length=16384, description="`path` percent-encoded once more: for names that are not UTF-8.")
+]
+Skip = Annotated[
+    bool,
+    Query(description="With `archive`: leave out what may not be read, and name it in a text file beside the folder."),
 ]
 IfMatch = "`If-Match` with the etag that was read changes it only if it is still the same; else 412."
 
@@ -71,6 +76,7 @@ async def list_files(
         Literal["zip", "tar.gz"] | None,
         Query(description="Downloads the folder instead; the door of the files does it."),
     ] = None,
+    skip: Skip = False,
 ) -> Response:
     """What a folder holds, directories first. `.git` is never listed."""
     levels = depth or (MAX_DEPTH if recursive else 1)
@@ -110,7 +116,13 @@ async def make_directory(request: Request, body: schemas.FolderBody) -> Response
 async def move_file(request: Request, body: schemas.MoveBody) -> Response:
     """Move a file, a link or a folder. With `overwrite` a file or an empty folder is replaced; nothing is ever merged."""
     source, target = body.wanted()
-    replaced = await _files(request).short(move, _files(request).root, source, target, overwrite=body.overwrite)
+    files = _files(request)
+    try:
+        replaced = await files.short(move, files.root, source, target, overwrite=body.overwrite)
+    except AcrossError:
+        replaced = await files.long(
+            move_across, files.writer, source, target, overwrite=body.overwrite, stopped=files.stopped
+        )
     return raw(orjson.dumps({"path": shown(target), "replaced": replaced}))
 
 
@@ -139,13 +151,20 @@ async def search_files(
     kind: Literal["file", "directory", "any"] = "file",
     limit: Limit = 50,
 ) -> Response:
-    """The paths that fit best, as an editor's quick-open finds them. What git ignores is left out. Never stale."""
+    """The paths that fit best, as an editor's quick-open finds them. What git ignores is left out. Never stale. Where the best are
+    very long there are fewer than `limit`."""
     files = _files(request)
 
     def find() -> bytes:
         snapshot: Snapshot = files.index.refresh()
         found = quick_open(snapshot, q, kind=kind, limit=limit)
-        return orjson.dumps({"items": [_found(match) for match in found], "next_cursor": None})
+        items, size = [], 0
+        for match in found:
+            items.append(_found(match))
+            size += 13 * len(match.path) + 6 * len(match.positions) + 200  # at most, however it is escaped
+            if size > MAX_PAGE_BYTES:
+                break
+        return orjson.dumps({"items": items, "next_cursor": None})
 
     return raw(await files.counting(find))
 
@@ -271,6 +290,7 @@ async def read_file(
         Literal["json"] | None, Query(description="An object with the content, instead of the bytes.")
     ] = None,
     archive: Annotated[Literal["zip", "tar.gz"] | None, Query(description="Downloads a folder.")] = None,
+    skip: Skip = False,
 ) -> Response:
     """The file's bytes, whatever `Accept` says, with `ETag`, `Last-Modified`, `Range` and conditions."""
     return _elsewhere()

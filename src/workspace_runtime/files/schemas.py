@@ -8,6 +8,7 @@ from workspace_runtime.bodies import Body
 from workspace_runtime.paths import from_path_bytes, parse
 
 _ENCODED = "The path percent-encoded, instead of the other, for a name that is not UTF-8."
+_IN_PLACE = "There where no new file could take the old one's place: its content was written over."
 Path = Annotated[str, Field(max_length=8192)]
 
 
@@ -84,11 +85,17 @@ class WrittenView(BaseModel):
     size: int
     etag: str
     mode: str
+    in_place: Literal[True] | None = Field(default=None, description=_IN_PLACE)
 
 
-class ContentView(WrittenView):
+class ContentView(BaseModel):
     """A file with what it holds."""
 
+    path: str
+    path_bytes: str | None = None
+    size: int
+    etag: str
+    mode: str
     modified_at: str | None
     content: str
     encoding: Literal["utf-8", "base64"]
@@ -109,7 +116,11 @@ class UploadItem(BaseModel):
     path_bytes: str | None = None
     size: int | None
     etag: str | None
-    result: Literal["created", "replaced", "renamed", "refused"]
+    result: Literal["created", "replaced", "renamed", "kept", "refused"] = Field(
+        description="kept: a folder of an archive that was there already."
+    )
+    is_dir: Literal[True] | None = Field(default=None, description="There for a folder of an archive.")
+    in_place: Literal[True] | None = Field(default=None, description=_IN_PLACE)
     code: str | None = Field(default=None, description="Of a refused one.")
     error: str | None = None
 
@@ -118,6 +129,7 @@ class UploadView(BaseModel):
     """What became of an upload."""
 
     items: list[UploadItem]
+    left_out: int | None = Field(default=None, description="How many further items do not fit into the answer.")
 
 
 class FolderView(BaseModel):

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 import threading
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class Temporaries:
     def __init__(self, journal: Path) -> None:
         self._lock = threading.Lock()
         self._used: set[bytes] = set()
+        self._apart = journal.parent
         self._file = os.open(journal, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def begin(self, folder: bytes) -> bytes:
@@ -48,6 +50,11 @@ class Temporaries:
             if not self._used:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._file, 0)
+
+    def spool(self) -> int:
+        """A file without a name in the state folder, open for reading and writing: it goes with its descriptor, also in a crash."""
+        with tempfile.TemporaryFile(dir=self._apart) as file:
+            return os.dup(file.fileno())
 
     def clean(self, root: WorkspaceRoot) -> int:
         """Remove what a crash left, and forget the notes. Called once, at the start; how many were removed."""

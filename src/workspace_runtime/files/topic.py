@@ -12,6 +12,10 @@ from .times import timestamp
 from .watch import Watcher
 from .watching.telling import Change
 
+# Of the folders that one frame names: more become the root.
+MAX_RESYNC_BYTES = 64 * 1024
+MAX_RESYNC_PATHS = 1000
+
 
 class FilesTopic:
     """See the module. Runs a watcher while somebody listens."""
@@ -73,6 +77,8 @@ def _changed(change: Change) -> LiveEvent:
 
 
 def _resync(paths: Sequence[bytes]) -> LiveEvent:
+    if sum(map(len, paths)) > MAX_RESYNC_BYTES or len(paths) > MAX_RESYNC_PATHS:
+        paths = [b""]  # the folder above all
     body: dict[str, Any] = {"type": "resync", "paths": [shown(path) for path in paths]}
     encoded = [path_bytes(path) for path in paths]
     if any(encoded):

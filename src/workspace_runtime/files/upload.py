@@ -4,10 +4,8 @@ All of it blocks and runs in a worker thread, a piece of the body at a time: mem
 written beside its place and gets its name when it is whole; one that is refused leaves the others as they are.
 """
 
-import contextlib
-import tempfile
-from collections.abc import Iterator
-from typing import Any, BinaryIO, cast
+from collections import Counter
+from typing import Any, BinaryIO
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
@@ -15,19 +13,27 @@ from python_multipart.multipart import MultipartParser, MultipartState, parse_op
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import parse, path_bytes, refusal, shown
 
-from .changes import make_folder
-from .extract import extract, is_archive
 from .room import EXTRACT_LIMITS, MAX_UPLOAD_FILES, Files
-from .unpack.work import ArchiveError, Limits
+from .stopping import IsStopped, Stopped
+from .unpack.work import Limits
+from .unpacking import Spool, Unpacking
 from .writing import OnConflict, Replacement, Written
 
-HEAD_BYTES = 512
 MAX_HEADER_BYTES = 16 * 1024
 MAX_HEADERS = 16
+# Of the answer: what was written fills a half of it at most, so that what was refused is told.
+MAX_ITEM_BYTES = 8 * 1024 * 1024
+ITEM_BYTES = 160  # of an item without its path
+# Headers of a part by which it says that its body is not plainly the file, and what they may say all the same (RFC 7578, 4.7).
+_TELLING = (b"content-transfer-encoding", b"content-encoding", b"content-range")
+_PLAIN = (b"", b"identity", b"binary", b"8bit", b"7bit")
 
 
 class Upload:
-    """One upload. `feed` the body in pieces, then `finish`; `close` in any case."""
+    """One upload. `feed` the body in pieces, then `finish`, then `unpack` where that was wanted; `close` in any case.
+
+    Archives are unpacked when all has come: only then does anybody notice a client that leaves.
+    """
 
     def __init__(self, files: Files, boundary: bytes, folder: bytes, *, on_conflict: OnConflict, extract: bool) -> None:
         """`folder` is the path that the names are below; empty for the root."""
@@ -36,13 +42,19 @@ class Upload:
         self._on_conflict: OnConflict = on_conflict
         self._extract = extract
         self.items: list[dict[str, Any]] = []
+        self.left_out = 0
+        self._results: Counter[str] = Counter()
+        self._bytes = 0
         self._size = 0
+        self._count = 0  # of parts that are files
         self._field = b""
         self._value = b""
         self._disposition = b""
+        self._said = ""  # the header by which a part says that its body is not plainly the file
         self._path: bytes | None = None  # the part's, once its headers are read; None where it is no file
         self._new: Replacement | None = None
-        self._spool: BinaryIO | None = None
+        self._spool: Spool | None = None
+        self._archives: list[tuple[bytes, BinaryIO]] = []  # to be unpacked when all has come
         try:
             self._parser = MultipartParser(
                 boundary,
@@ -76,27 +88,42 @@ class Upload:
         """The body has ended. Raises `upload_invalid` where it ended too early, or held no file."""
         if self._parser.state != MultipartState.END:
             raise _invalid("it ends before its last boundary")
-        if not self.items:
+        if not self._count:
             raise _invalid("no part of it has a filename")
 
-    def close(self) -> None:
-        """Give up the file that is not whole."""
+    def _close_file(self) -> None:
         if self._new is not None:
             self._new.close()
             self._new = None
+
+    def close(self) -> None:
+        """Give up the file that is not whole."""
+        self._close_file()
+        for _, source in self._archives:
+            source.close()
         if self._spool is not None:
             self._spool.close()
             self._spool = None
 
     @property
-    def refused(self) -> bool:
-        """Whether a file was refused."""
-        return any(item["result"] == "refused" for item in self.items)
+    def refused(self) -> int:
+        """How many files were refused."""
+        return self._results["refused"]
+
+    @property
+    def count(self) -> int:
+        """How many items there are, with those that are left out of `items`."""
+        return sum(self._results.values())
+
+    def answer(self) -> dict[str, Any]:
+        """What became of the files: `items`, and where they are too many for one answer, how many are `left_out`."""
+        return {"items": self.items} | ({"left_out": self.left_out} if self.left_out else {})
 
     # --- what the parser finds ----------------------------------------------------------------------------------------
 
     def _part_begin(self) -> None:
         self._field = self._value = self._disposition = b""
+        self._said = ""
         self._path = None
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
@@ -106,8 +133,11 @@ class Upload:
         self._value += data[start:end]
 
     def _header_end(self) -> None:
-        if self._field.lower() == b"content-disposition":
+        name = self._field.lower()
+        if name == b"content-disposition":
             self._disposition = self._value
+        elif name in _TELLING and self._value.strip().lower() not in _PLAIN:
+            self._said = f"{name.decode()}: {self._value.decode('latin-1')}"
         self._field = self._value = b""
 
     def _headers_finished(self) -> None:
@@ -115,15 +145,19 @@ class Upload:
         if not name:
             return  # a field of the form, or a file input that was left empty
         name = _unescaped(name)
-        if len(self.items) >= MAX_UPLOAD_FILES:
+        self._count += 1
+        if self._count > MAX_UPLOAD_FILES:
             raise WorkspaceError("upload_invalid", f"An upload may have {MAX_UPLOAD_FILES} files at most.")
         path = self._folder + b"/" + name if self._folder else name
         try:
+            if self._said:
+                part = self._said.startswith("content-range")
+                code = "partial_content_refused" if part else "content_encoding_refused"
+                raise WorkspaceError(code, f"{self._said!r}: send the file's bytes as they are.")
             parse(name)
             self._path = path = parse(path)
             if self._extract:
-                # without a name: it goes with its descriptor, also in a crash
-                self._spool = cast(BinaryIO, tempfile.TemporaryFile(dir=self._files.scratch))  # noqa: SIM115
+                self._spool = self._spool or Spool(self._files.scratch)
             else:
                 self._new = self._files.writer.begin(path, on_conflict=self._on_conflict)
         except WorkspaceError as fault:
@@ -132,9 +166,8 @@ class Upload:
             self._refuse(path, refusal(fault, path))
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._new is None and self._spool is None:
+        if self._path is None:
             return
-        assert self._path is not None
         piece = memoryview(data)[start:end]
         try:
             if self._new is not None:
@@ -154,21 +187,27 @@ class Upload:
             if self._new is not None:
                 self._wrote(self._new.commit())
             elif self._spool is not None:
-                self._unpack(path, self._spool)
+                self._archives.append((path, self._spool.end()))
         except WorkspaceError as fault:
             self._refuse(path, fault)
         finally:
-            self.close()
+            self._close_file()
 
     # --- what became of each ------------------------------------------------------------------------------------------
 
     def _wrote(self, written: Written) -> None:
-        self._item(written.path, size=written.size, etag=written.etag, result=written.result)
+        more = {"in_place": True} if written.in_place else {}
+        self._item(written.path, size=written.size, etag=written.etag, result=written.result, **more)
+
+    def _made(self, path: bytes, is_new: bool) -> None:
+        self._item(path, size=None, etag=None, result="created" if is_new else "kept", is_dir=True)
 
     def _refuse(self, path: bytes, fault: WorkspaceError) -> None:
         self._refused(path, fault.code, fault.detail)
         self._path = None
-        self.close()
+        self._close_file()
+        if self._spool is not None:
+            self._spool.drop()
 
     def _refused(self, path: bytes, code: str, error: str) -> None:
         self._item(path, size=None, etag=None, result="refused", code=code, error=error)
@@ -177,62 +216,32 @@ class Upload:
         item: dict[str, Any] = {"path": shown(path)}
         if encoded := path_bytes(path):
             item["path_bytes"] = encoded
-        self.items.append(item | rest)
+        item |= rest
+        self._results[item["result"]] += 1
+        self._bytes += len(item["path"]) * 4 + len(item.get("error", "")) + ITEM_BYTES
+        if self._bytes <= (MAX_ITEM_BYTES if item["result"] == "refused" else MAX_ITEM_BYTES // 2):
+            self.items.append(item)
+        else:
+            self.left_out += 1
 
-    def _unpack(self, path: bytes, spool: BinaryIO) -> None:
-        """Unpack an archive into the folder where it would stand."""
-        spool.seek(0)
-        if not is_archive(spool.read(HEAD_BYTES)):
-            raise WorkspaceError("archive_invalid", f"{shown(path)!r} is no zip or tar archive.")
-        spool.seek(0)
-        sink = _Sink(self, path.rpartition(b"/")[0])
+    def unpack(self, stopped: IsStopped) -> None:
+        """Unpack the archives that came, each into the folder where it would stand. Raises `Stopped`; what was written stays."""
         limits = Limits(
             min(EXTRACT_LIMITS.max_bytes, self._files.max_upload_bytes),
             EXTRACT_LIMITS.max_entries,
             EXTRACT_LIMITS.max_ratio,
         )
-        extracted = []
-        try:
-            extracted = extract(spool, shown(path), sink, limits, self._files.stopped)
-        except ArchiveError as fault:
-            extracted = fault.extracted
-            raise
-        finally:
-            for entry in extracted:
-                if entry.result == "refused":
-                    self._refused(entry.path, "path_invalid", entry.reason or "It was refused.")
-
-
-class _Sink:
-    """Where an archive's entries go: below one folder, each as an upload of its own."""
-
-    def __init__(self, upload: Upload, folder: bytes) -> None:
-        self._upload = upload
-        self._folder = folder
-        self._own: dict[bytes, bytes] = {}  # where a path of the archive was written: one that comes again replaces it
-
-    def folder(self, path: bytes) -> None:
-        """An entry that is a folder."""
-        make_folder(self._upload._files.root, self._below(path))
-
-    @contextlib.contextmanager
-    def file(self, path: bytes, executable: bool) -> Iterator[Replacement]:
-        """An entry that is a file: written when the context ends well."""
-        wanted = self._below(path)
-        before = self._own.get(wanted)
-        on_conflict = self._upload._on_conflict if before is None else "overwrite"
-        new = self._upload._files.writer.begin(before or wanted, on_conflict=on_conflict, executable=executable)
-        try:
-            yield new
-            written = new.commit()
-        finally:
-            new.close()
-        self._own[wanted] = written.path
-        if before is None:
-            self._upload._wrote(written)
-
-    def _below(self, path: bytes) -> bytes:
-        return parse(self._folder + b"/" + path if self._folder else path)
+        for path, source in self._archives:
+            folder = path.rpartition(b"/")[0]
+            unpacking = Unpacking(
+                self._files.writer, folder, self._on_conflict, wrote=self._wrote, made=self._made, refused=self._refused
+            )
+            try:
+                unpacking.run(path, source, limits, stopped)
+            except Stopped:
+                raise
+            except WorkspaceError as fault:
+                self._refused(path, fault.code, fault.detail)
 
 
 def boundary_of(content_type: bytes) -> bytes:

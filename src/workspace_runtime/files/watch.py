@@ -2,7 +2,8 @@
 
 Invariant: a client that lists the workspace after `start`, applies every `Change` in order, and lists again what `resync` names,
 has at each quiet moment what is on the disk. Nothing is missed silently: where the kernel lost events, or something could
-not be looked at, all is looked at again and a `resync` of the root is told.
+not be looked at, or something was mounted or unmounted, all is looked at again and a `resync` of the root is told. So it is where
+another folder was put at the root's path.
 
 One thread reads the kernel's events, looks at the disk and walks new folders; the event loop gets ready batches. Events only mark
 names. Some 20 ms after the first mark, each marked name is looked at and compared with what was told of it, so that a file
@@ -15,7 +16,6 @@ overflows, and ends in a `resync`.
 """
 
 import asyncio
-import contextlib
 import functools
 import logging
 import os
@@ -23,6 +23,7 @@ import select
 import threading
 import time
 
+from workspace_runtime.mounts import MountTable
 from workspace_runtime.paths import WorkspaceRoot
 
 from .watching.folders import Tree
@@ -33,7 +34,7 @@ from .watching.telling import Changed, Repositories, Resync, Stopped, Teller
 _log = logging.getLogger(__name__)
 
 WINDOW_S = 0.02
-ROOT_S = 1.0  # how often the root itself is looked for: its removal is no event while it is held open
+ROOT_S = 1.0  # how often the root itself is looked for: its removal, or its exchange, is no event while it is held open
 REBUILD_S = 1.0  # at most so often is everything looked at again
 
 
@@ -107,6 +108,7 @@ class _Work:
         self._root, self._tell = root, tell
         self._new_tree = functools.partial(Tree, root, tell, max_watches=max_watches, force_polling=force_polling)
         self._poll_s = poll_s
+        self._mounts = MountTable()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def stop(self) -> None:
@@ -127,6 +129,7 @@ class _Work:
             self._tell.call(self._end)
 
     def _end(self) -> None:
+        self._mounts.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
         self.ready.set()
@@ -136,6 +139,8 @@ class _Work:
         """Look at everything, then follow what happens, until all has to be looked at again."""
         began = time.monotonic()
         try:
+            self._mounts.changed(os.fsencode(self._root.path))  # from here on
+            self._root.follow()
             self.tree = tree = self._new_tree()
             try:
                 if not self._is_gone(tree):
@@ -156,9 +161,10 @@ class _Work:
 
     def _is_gone(self, tree: Tree) -> bool:
         """Whether the root was removed, or is another folder than the one that is watched."""
+        gone = self._root.gone
         status = os.fstat(self._root.fd)
         same = tree.top.inode in ((0, 0), (status.st_dev, status.st_ino))
-        return not status.st_nlink or not same or tree.top_lost
+        return gone or not same or tree.top_lost
 
     def _follow(self, tree: Tree) -> None:
         """Tell changes until something is lost, the root is gone, or the end."""
@@ -176,7 +182,7 @@ class _Work:
                     return
             # once something is marked, more events may pile up: they are taken together
             until = min(check_at, poller.due) if tree.polled else check_at
-            self._wait(min(until, flush_at or until), tree if flush_at is None else None)
+            self._wait(min(until, flush_at or until), tree, events=flush_at is None)
             tree.take_events()
             poller.step()
             now = time.monotonic()
@@ -188,14 +194,19 @@ class _Work:
             if tree.top_lost:
                 check_at = 0.0
 
-    def _wait(self, until: float, tree: Tree | None) -> None:
-        """Wait for a time, the end, or (with a tree) an event."""
+    def _wait(self, until: float, tree: Tree | None, *, events: bool = True) -> None:
+        """Wait for a time, the end, or (with a tree) an event or a mount."""
         waiter = select.poll()
         waiter.register(self._wake_read, select.POLLIN)
-        if tree is not None and tree.inotify is not None:
-            waiter.register(tree.inotify.fd, select.POLLIN)
-        if not self._tell.stopped:
-            waiter.poll(max(0.0, until - time.monotonic()) * 1000)
+        if tree is not None:
+            self._mounts.register(waiter)
+            if events and tree.inotify is not None:
+                waiter.register(tree.inotify.fd, select.POLLIN)
+        if self._tell.stopped:
+            return
+        woken = waiter.poll(max(0.0, until - time.monotonic()) * 1000)
+        if tree is not None and any(event & select.POLLPRI for _, event in woken):
+            tree.lost |= self._mounts.changed(os.fsencode(self._root.path))
 
     def _await_root(self, tree: Tree) -> None:
         """Tell that all is gone, and wait until the root is there again."""
@@ -205,8 +216,6 @@ class _Work:
         tree.top.names.clear()
         tree.close()
         while not self._tell.stopped:
-            with contextlib.suppress(OSError):
-                os.close(self._root.hold(b""))  # takes the new one if there is one
-            if os.fstat(self._root.fd).st_nlink:
+            if not self._root.gone:
                 return
             self._wait(time.monotonic() + ROOT_S, None)

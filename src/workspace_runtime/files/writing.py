@@ -6,13 +6,15 @@ old file, and at most such a name, which the next start removes. (Where the file
 that name from the beginning.) Conditions (`If-Match`) are looked at again right before the rename, under one lock: of many writers
 with the same condition exactly one wins.
 
-What the old file had is kept: its mode, owner and extended attributes. A link inside the workspace is followed, and stays. A
-file of several names (hard links) is one file fewer afterwards: the others keep the old content.
+What the old file had is kept: its mode, owner and extended attributes. Where they can't be, or the system refuses the rename (of a
+mount point, in a folder of somebody else's), the content is written into the file itself (`in_place.py`). A link inside the
+workspace is followed, and stays. A file of several names (hard links) is one file fewer afterwards: the others keep the old content.
 """
 
 import contextlib
 import errno
 import os
+import re
 import stat
 import threading
 import time
@@ -24,6 +26,7 @@ from workspace_runtime.conditions import NO_CONDITIONS, Conditions
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import Place, WorkspaceRoot, etag_of, kind_of, own_descriptors, refusal, shown
 
+from .in_place import write_in_place
 from .temporary import Temporaries
 
 OnConflict = Literal["overwrite", "rename", "reject"]
@@ -33,6 +36,8 @@ COPY_BYTES = 1024 * 1024
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 # Copied to the new file; what belongs to the content's old identity (capabilities) is not.
 _KEPT_ATTRIBUTES = ("user.", "system.posix_acl")
+# Of a folder, or of a file that may not be replaced: it may still be written.
+_NOT_HERE = (errno.EBUSY, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class Written:
     etag: str
     result: Result
     mode: int
+    in_place: bool = False
 
 
 class Writer:
@@ -63,17 +69,19 @@ class Writer:
         on_conflict: OnConflict = "overwrite",
         mode: int | None = None,
         executable: bool = False,
+        like: int | None = None,
     ) -> "Replacement":
         """Start a new content for `path`. Folders on the way are made when it is committed, not before.
 
-        `mode` is that of the new file, else the old one's, else what the umask leaves. Raises `WorkspaceError`:
-        `precondition_failed`, `file_exists`, `is_directory`, `not_a_file`, `link_dangling`, `permission_denied`, …
+        `mode` is that of the new file, else the old one's, else what the umask leaves; `like` an open file whose owner, times and
+        attributes it gets instead of an old one's. Raises `WorkspaceError`: `precondition_failed`, `file_exists`, `is_directory`,
+        `not_a_file`, `link_dangling`, `permission_denied`, …
         """
         try:
             folder, old = self._look(path, conditions, on_conflict)
         except OSError as fault:
             raise refusal(fault, path, making=True) from None
-        return Replacement(self, path, folder, conditions, on_conflict, old, mode, executable)
+        return Replacement(self, path, folder, conditions, on_conflict, old, mode, executable, like)
 
     def link(self, path: bytes, leads_to: bytes, *, overwrite: bool) -> None:
         """Make a symbolic link; with `overwrite` it replaces a file or a link in one step. Raises `OSError`."""
@@ -111,7 +119,7 @@ class Writer:
             except FileNotFoundError:
                 if b"/" not in above:
                     raise
-                conditions.check(None, shown(path))
+                conditions.check(None, shown(path), None)
                 above = above.rpartition(b"/")[0]
 
     def next_ns(self) -> int:
@@ -127,7 +135,7 @@ def check_target(
     """Raise `WorkspaceError` where `place` can't get a new content."""
     name = shown(path)
     if old is None:
-        conditions.check(None, name)
+        conditions.check(None, name, None)
         return
     if on_conflict == "rename":
         return
@@ -137,7 +145,7 @@ def check_target(
         raise WorkspaceError("file_exists", f"{name!r}: There is one of this name.", path=name)
     if not stat.S_ISREG(old.st_mode):
         raise WorkspaceError("not_a_file", f"{name!r} is {kind_of(old.st_mode)}, no file.", path=name)
-    conditions.check(etag_of(old), name)
+    conditions.check(etag_of(old), name, old.st_mtime)
     if not os.access(place.name, os.W_OK, dir_fd=place.folder, effective_ids=True, follow_symlinks=False):
         raise WorkspaceError("permission_denied", f"{name!r} may not be written.", path=name)
 
@@ -155,6 +163,7 @@ class Replacement:
         old: os.stat_result | None,
         mode: int | None,
         executable: bool,
+        like: int | None,
     ) -> None:
         self._writer = writer
         self._path = path
@@ -162,13 +171,22 @@ class Replacement:
         self._conditions = conditions
         self._on_conflict: OnConflict = on_conflict
         self._mode = mode
+        self._like = like
         self._name = b""
+        self._apart = False  # it lies in the state folder, and can only be written into the file that is there
         self._file = -1
         self._size = 0
+        self._moment = 0
         # what will replace a file is private until it has that one's mode; a new one gets what the umask leaves
         start = 0o600 if old is not None or mode is not None else 0o777 if executable else 0o666
         try:
-            self._file = self._open(start)
+            try:
+                self._file = self._open(start)
+            except OSError as fault:
+                if old is None or fault.errno not in _NOT_HERE:
+                    raise
+                self._forget()
+                self._file, self._apart = writer._temporaries.spool(), True
         except OSError as fault:
             self.close()
             raise refusal(fault, path, making=True) from None
@@ -216,14 +234,35 @@ class Replacement:
     def commit(self) -> Written:
         """Give the file its name. Raises `WorkspaceError`, as `Writer.begin`; then the old file is unchanged."""
         try:
-            moment = self._writer.next_ns()
-            os.utime(self._file, ns=(moment, moment))
+            self.end()
             os.fsync(self._file)
             return self._place_at(self._path)
         except OSError as fault:
             raise refusal(fault, self._path, making=True) from None
 
-    def _place_at(self, path: bytes) -> Written:
+    def end(self) -> None:
+        """The content is whole. Raises `OSError`."""
+        self._moment = moment = self._writer.next_ns()
+        os.utime(self._file, ns=(moment, moment))
+
+    def commit_flushed(self) -> Written:
+        """As `commit`, after `end`, where somebody else has flushed the content, and will flush the name."""
+        try:
+            return self._place_at(self._path, flush=False)
+        except OSError as fault:
+            raise refusal(fault, self._path, making=True) from None
+
+    @property
+    def path(self) -> bytes:
+        """Where it is to be, as a path from the root."""
+        return self._path
+
+    @property
+    def file(self) -> int:
+        """The open file that the content is in."""
+        return self._file
+
+    def _place_at(self, path: bytes, *, flush: bool = True) -> Written:
         on_conflict = self._on_conflict
         for number in range(MAX_RENAMES):
             wanted = path if not number else numbered(path, number)
@@ -233,49 +272,67 @@ class Replacement:
                     if old is not None and on_conflict == "rename":
                         continue
                     check_target(place, old, wanted, self._conditions, on_conflict)
-                    self._inherit(place, old)
                     result: Result = "replaced" if old is not None else "renamed" if number else "created"
                     try:
-                        self._rename(place, exclusive=old is None)
+                        written = self._put(place, old)
                     except FileExistsError:  # made by somebody else in this instant
                         if on_conflict == "rename":
                             continue
-                        check_target(place, place.status(), wanted, self._conditions, on_conflict)
-                        self._rename(place, exclusive=False)
-                        result = "replaced"
-                if old is not None or self._mode is not None:
-                    os.fsync(self._file)  # what it inherited
-                status = os.fstat(self._file)
-                self._flush_folders(place)
-                return Written(wanted, status.st_size, etag_of(status), result, stat.S_IMODE(status.st_mode))
+                        old, result = place.status(), "replaced"
+                        check_target(place, old, wanted, self._conditions, on_conflict)
+                        written = self._put(place, old)
+                if written is None and flush:
+                    self._flush(place, inherited=old is not None or self._mode is not None)
+                status = written or os.fstat(self._file)
+                mode = stat.S_IMODE(status.st_mode)
+                return Written(wanted, status.st_size, etag_of(status), result, mode, in_place=written is not None)
         raise WorkspaceError("file_exists", f"{shown(path)!r}: There are {MAX_RENAMES} of this name.")
 
+    def _put(self, place: Place, old: os.stat_result | None) -> os.stat_result | None:
+        """Have the place hold the new content: None where this file has taken it, else the status of the file that was there."""
+        try:
+            if self._apart:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            self._inherit(place, old)
+            self._rename(place, exclusive=old is None)
+        except OSError as fault:
+            if old is None or self._like is not None or fault.errno not in _NOT_HERE:
+                raise
+            self._forget()
+            return write_in_place(place, old, self._file, mode=self._mode, moment=self._moment)
+        return None
+
     def _inherit(self, place: Place, old: os.stat_result | None) -> None:
-        """Give the new file what the old one had."""
+        """Give the new file what the old one had, or what it is to be like. Raises `OSError` where that is not possible."""
         if self._mode is not None:
             os.fchmod(self._file, self._mode & 0o777)
-        if old is None:
+        kept = os.fstat(self._like) if self._like is not None else old
+        if kept is None:
             return
         own = os.fstat(self._file)
-        if (own.st_uid, own.st_gid) != (old.st_uid, old.st_gid):
-            try:
-                os.fchown(self._file, old.st_uid, old.st_gid)
-            except OSError:  # only root may give files away; the group at least, where it is one of ours
-                with contextlib.suppress(OSError):
-                    os.fchown(self._file, -1, old.st_gid)
-        self._copy_attributes(place)
+        if (own.st_uid, own.st_gid) != (kept.st_uid, kept.st_gid):
+            os.fchown(self._file, kept.st_uid, kept.st_gid)  # only root may give files away
+        self._copy_attributes(self._like if self._like is not None else _held(place) + place.name)
         if self._mode is None:
             # set-user-id is never passed on to a new content, as no write would
-            os.fchmod(self._file, stat.S_IMODE(old.st_mode) & 0o1777)
+            os.fchmod(self._file, stat.S_IMODE(kept.st_mode) & 0o1777)
+        if self._like is not None:
+            os.utime(self._file, ns=(kept.st_atime_ns, kept.st_mtime_ns))
 
-    def _copy_attributes(self, place: Place) -> None:
+    def _copy_attributes(self, source: int | bytes) -> None:
         if not hasattr(os, "listxattr"):
             return
-        with contextlib.suppress(OSError):
-            source = f"/proc/self/fd/{place.folder}/".encode() + place.name
-            for name in os.listxattr(source, follow_symlinks=False):
-                if name.startswith(_KEPT_ATTRIBUTES):
-                    os.setxattr(self._file, name, os.getxattr(source, name, follow_symlinks=False))
+        try:
+            kept = _attributes(source)
+        except OSError:
+            return  # a file system without any, or no /proc
+        for name in _attributes(self._file).keys() - kept.keys():
+            os.removexattr(self._file, name)  # what the folder gives to new files
+        for name, value in kept.items():
+            try:
+                os.setxattr(self._file, name, value)
+            except OSError as fault:
+                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM)) from fault
 
     def _rename(self, place: Place, *, exclusive: bool) -> None:
         """Give it the place's name. `exclusive`: raises `FileExistsError` where there is something."""
@@ -309,8 +366,10 @@ class Replacement:
         else:
             os.link(b"%d" % self._file, name, src_dir_fd=own_descriptors(), dst_dir_fd=folder, follow_symlinks=True)
 
-    def _flush_folders(self, place: Place) -> None:
+    def _flush(self, place: Place, *, inherited: bool) -> None:
         """Make the new name durable, and those of folders that were made for it."""
+        if inherited:
+            os.fsync(self._file)
         flush_folder(place.folder)
         real = self._folder.path
         above = place.path.rpartition(b"/")[0]
@@ -352,6 +411,17 @@ class Replacement:
         return self._size
 
 
+def _held(place: Place) -> bytes:
+    return b"/proc/self/fd/%d/" % place.folder
+
+
+def _attributes(file: int | bytes) -> dict[str, bytes]:
+    """The attributes that are kept, of an open file or a path (a link is not followed). Raises `OSError`."""
+    follow = isinstance(file, int)
+    names = [name for name in os.listxattr(file, follow_symlinks=follow) if name.startswith(_KEPT_ATTRIBUTES)]
+    return {name: os.getxattr(file, name, follow_symlinks=follow) for name in names}
+
+
 def flush_folder(folder: int) -> None:
     """Make the names in an open folder durable; where it may not be read, the system does so in its own time."""
     try:
@@ -368,9 +438,14 @@ def flush_folder(folder: int) -> None:
 
 
 def numbered(path: bytes, number: int) -> bytes:
-    """`a/name.txt` as `a/name (1).txt`, the way browsers and file managers do."""
+    """`a/name.txt` as `a/name (1).txt`, and that as `a/name (2).txt`, the way browsers and file managers do."""
     above, separator, name = path.rpartition(b"/")
     stem, dot, suffix = name.rpartition(b".")
     if not stem:
         stem, dot, suffix = name, b"", b""
+    if (found := _NUMBERED.fullmatch(stem)) is not None:
+        stem, number = found[1], int(found[2]) + number
     return above + separator + stem + b" (%d)" % number + dot + suffix
+
+
+_NUMBERED = re.compile(rb"(.+) \(([1-9][0-9]{0,8})\)", re.DOTALL)

@@ -1,4 +1,4 @@
-"""CORS: which answers the pages of other origins may read. Only those of `ALLOWED_ORIGINS`, which the gate lets in."""
+"""CORS: which answers the pages of other origins may read. Only those of `WORKSPACE_RUNTIME_ALLOWED_ORIGINS`, which the gate lets in."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a request looks like from outside a proxy: `X-Forwarded-*`, believed from `TRUSTED_PROXIES` alone.
+"""What a request looks like from outside a proxy: `X-Forwarded-*`, believed from `WORKSPACE_RUNTIME_TRUSTED_PROXIES` alone.
 
 A chain of proxies writes lists. The last item was written by the proxy that we trust; what stands before it may be the
 client's own invention. So of scheme and host the last item counts, and of addresses the last that is no proxy of ours.

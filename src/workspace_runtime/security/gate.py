@@ -12,6 +12,7 @@ before it is looked at. A client that sends neither is no browser, and had to pu
 """
 
 import base64
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,11 +20,14 @@ from typing import Any, Literal
 
 from workspace_runtime.config import Config
 from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.logs import told
 
 from .connection import PEER_STATE, TARGET_STATE
 from .cors import plain_origin
 from .forwarded import FORWARDED, Outside, Proxies
 from .tokens import Tokens
+
+logger = logging.getLogger(__name__)
 
 HEALTH_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 PAGES = frozenset({"/", "/docs", "/redoc"})
@@ -86,12 +90,27 @@ class Gate:
         Raises `WorkspaceError`: `peer_refused`, `bad_host`, `host_refused`, `origin_refused`, `auth_required` (with the
         `subprotocol` to answer to a WebSocket, where it asked for ours). Health is always let in, if as a stranger.
         """
-        if path in HEALTH_PATHS:
-            try:
-                return self._admit(scope, path)
-            except WorkspaceError:
+        try:
+            return self._admit(scope, path)
+        except WorkspaceError as fault:
+            if path in HEALTH_PATHS:
                 return _STRANGER
-        return self._admit(scope, path)
+            self._tell(fault, scope, path)
+            raise
+
+    def _tell(self, fault: WorkspaceError, scope: Mapping[str, Any], path: str) -> None:
+        """Log who was not let in, and by what it tried; never what it has shown."""
+        tried = None
+        if fault.code == "auth_required":
+            found = self._read(scope)
+            names = {"authorization": b"authorization" in found, "cookie": self.cookie(scope) is not None}
+            names["ticket"] = b"ticket=" in scope["query_string"]
+            names["subprotocol"] = any(name.startswith("bearer.") for name in scope.get("subprotocols", ()))
+            tried = ", ".join(name for name, shown in names.items() if shown) or "nothing"
+        told_as = "sign-in failed" if tried not in (None, "nothing") else "refused"
+        level = logging.WARNING if tried != "nothing" else logging.INFO
+        client = self.outside(scope).client
+        logger.log(level, told_as, extra=told(code=fault.code, client=client, path=path, tried=tried))
 
     def outside(self, scope: Mapping[str, Any]) -> Outside:
         """Scheme, host and client as seen from outside the trusted proxies."""
@@ -175,7 +194,8 @@ class Gate:
                 self._served[host] = served
         if not served and needed:
             raise WorkspaceError(
-                "host_refused", "This name is not served here: add it to ALLOWED_HOSTS if it should be."
+                "host_refused",
+                "This name is not served here: add it to WORKSPACE_RUNTIME_ALLOWED_HOSTS if it should be.",
             )
 
     def _is_served(self, host: bytes) -> bool:

@@ -1,6 +1,7 @@
 """The doors of signing in: a cookie for browsers, tickets for WebSockets and downloads."""
 
 import asyncio
+import logging
 from typing import Annotated
 from urllib.parse import unquote
 
@@ -9,9 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from workspace_runtime.config import Config
 from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.logs import told
 
 from .gate import Gate
 from .tokens import COOKIE_LIFETIME_S, TICKET_LIFETIME_S
+
+logger = logging.getLogger(__name__)
 
 # A wrong token is answered so much later: slow for whoever guesses, and nobody else waits.
 WRONG_TOKEN_DELAY_S = 0.3
@@ -70,6 +74,8 @@ def auth_router(config: Config, gate: Gate, *, wrong_token_delay_s: float = WRON
         if gate.tokens is None:
             return SignedIn(required=False, signed_in=True)
         if not gate.tokens.is_token(body.token.encode()):
+            client = gate.outside(request.scope).client
+            logger.warning("sign-in failed", extra=told(code="auth_required", client=client, tried="form"))
             await asyncio.sleep(wrong_token_delay_s)
             raise WorkspaceError("auth_required", "This is not the server's token.")
         response.set_cookie(

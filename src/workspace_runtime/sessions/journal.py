@@ -9,8 +9,9 @@ import base64
 import binascii
 from collections.abc import Callable, Sequence
 
-from workspace_runtime.events.hub import OpenBlock, Stream, delta_json
-from workspace_runtime.events.log import Batch, EventLog, Statement
+from workspace_runtime.events.blocks import OpenBlock, cut, delta_json, utf16_length
+from workspace_runtime.events.hub import Stream
+from workspace_runtime.events.log import Batch, EventLog, Statement, StreamBroken
 from workspace_runtime.events.model import Event, make_event, new_id
 
 from .drivers.base import BlockKind, ImagePart, PromptPart
@@ -22,7 +23,12 @@ class Journal:
     """The writing side of one session's stream."""
 
     def __init__(
-        self, log: EventLog, stream: Stream, record: SessionRecord, published: Callable[[], None] = lambda: None
+        self,
+        log: EventLog,
+        stream: Stream,
+        record: SessionRecord,
+        published: Callable[[], None] = lambda: None,
+        refused: Callable[[], None] = lambda: None,
     ) -> None:
         self.log = log
         self.stream = stream
@@ -31,7 +37,9 @@ class Journal:
         self.shown = record.dump()
         self.shown_message = record.last_message
         self.shown_tool: str | None = None
+        self.broken = False
         self._on_published = published
+        self._on_refused = refused
         self._seq = stream.head
         self._events: list[Event] = []
         self._statements: list[Statement] = []
@@ -72,8 +80,8 @@ class Journal:
         self._statements += statements
 
     def blob(self, mime_type: str, data: bytes) -> JsonObject:
-        """Keep an image with the next `commit`; what an event says of it."""
-        blob_id, statement = EventLog.put_blob(self.record.stream, mime_type, data)
+        """Keep an image of the event that is emitted next; what that says of it."""
+        blob_id, statement = EventLog.put_blob(self.record.stream, self._seq + 1, mime_type, data)
         self._statements.append(statement)
         return {"type": "image", "blob_id": blob_id, "mime_type": mime_type, "bytes": len(data)}
 
@@ -98,12 +106,15 @@ class Journal:
         shown = record.dump() if state else None
         if shown is not None:
             self._statements.append(save_session(record, shown))
+        ended = record.status == "terminated"
         message, tool = record.last_message, record.active_turn["tool"] if record.active_turn else None
-        events, statements, ended = self._events, self._statements, self._ended_blocks
+        events, statements, ended_blocks = self._events, self._statements, self._ended_blocks
         self._events, self._statements, self._ended_blocks = [], [], []
 
         def show() -> None:
-            for block_id in ended:
+            if shown is not None:
+                self.stream.ended = ended
+            for block_id in ended_blocks:
                 self.stream.blocks.pop(block_id, None)
             self.shown = shown or self.shown
             self.shown_message, self.shown_tool = message, tool
@@ -113,7 +124,8 @@ class Journal:
             self._outstanding -= 1
             self.stream.publish(events, show, at_once=waited)
 
-        batch = Batch(record.stream, events, statements, published, self.log.future() if waited else None)
+        done = self.log.future() if waited else None
+        batch = Batch(record.stream, events, statements, published, done, self._refused)
         self._submit(batch)
         return batch
 
@@ -122,12 +134,24 @@ class Journal:
         self._on_published()
 
     def _submit(self, batch: Batch) -> None:
+        if self.broken:
+            batch.fault = StreamBroken()
+            if batch.done is not None:
+                batch.done.set_exception(batch.fault)
+                batch.done.exception()  # nobody need be waiting
+            return
         self._outstanding += 1
         try:
             self.log.submit(batch)
         except BaseException:
             self._outstanding -= 1
             raise
+
+    def _refused(self, fault: BaseException) -> None:
+        self._outstanding -= 1
+        if not self.broken:
+            self.broken = True
+            self._on_refused()
 
     # --- blocks that are still being written --------------------------------------------------------------------------
 
@@ -136,11 +160,15 @@ class Journal:
         block = self._blocks.get(block_id)
         if block is None:
             block = self._blocks[block_id] = OpenBlock(f"{kind}_delta", turn_id, parent)
-        offset = block.length
-        block.parts.append(text)
-        block.length += len(text)
+        offset = block.units
+        block.add(text)
+        for piece in cut(text):
+            self._show_delta(block_id, block, offset, piece)
+            offset += utf16_length(piece)
+
+    def _show_delta(self, block_id: str, block: OpenBlock, offset: int, text: str) -> None:
         data = delta_json(self.record.id, block_id, block, offset, text)
-        event = Event(0, block.type, turn_id, parent, data)
+        event = Event(0, block.type, block.turn_id, block.parent_tool_use_id, data)
 
         def show() -> None:
             block.shown += len(text)
@@ -150,10 +178,11 @@ class Journal:
 
             def published() -> None:
                 self._outstanding -= 1
-                self.stream.publish((event,), show)
+                if not self.broken:
+                    self.stream.publish((event,), show)
 
-            self._submit(Batch(published=published))
-        else:
+            self._submit(Batch(published=published, refused=self._refused))
+        elif not self.broken:
             self.stream.publish((event,), show)
 
     def end_block(self, block_id: str) -> None:

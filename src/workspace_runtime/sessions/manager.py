@@ -2,32 +2,37 @@
 
 import asyncio
 import base64
-import hashlib
 import itertools
-import json
-import time
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import orjson
 
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.events.hub import Stream
-from workspace_runtime.events.log import Batch, EventLog, Statement
+from workspace_runtime.events.log import Batch, EventLog, Statement, unavailable
 from workspace_runtime.events.model import encode, new_id, now
+from workspace_runtime.logs import told
 from workspace_runtime.paths import WorkspaceRoot
 
-from . import store
+from . import prompt_files, store
 from .actor import SessionActor
 from .drivers.base import Agent, Capabilities, PromptPart
 from .journal import Journal
+from .keys import UsedKeys
 from .model import Delivery, JsonObject, QueuedPrompt, SessionRecord, preview, prompt_text
+from .paging import MAX_PAGE_BYTES
 from .permissions import Answer, already
-from .recovery import needs_recovery, recover
-from .runner import AgentRunner
-from .store import UsedKey
+from .places import Places
+from .recovery import bring_back, needs_recovery, recover
 
+logger = logging.getLogger(__name__)
+
+# How long after a failed try a session is brought back again, at first.
+BRING_BACK_S = 0.5
+# How long a start waits for the disk, so that what a crash left open is closed before anything is served.
+RECOVERY_S = 2.0
 # What a session's answer holds, in its order; the last ones are filled in from the stream.
 _VIEW_FIELDS = (
     "id", "agent", "title", "status", "model", "effort", "permission_mode", "cwd", "labels", "created_at", "updated_at",
@@ -99,62 +104,138 @@ class SessionManager:
         self.log = log
         self.root = root
         self.agents = {agent.id: agent for agent in agents}
-        self.max_running = max_running
         self.history_max_events = history_max_events
         self._sessions: dict[str, Session] = {}
-        self._claimed: set[AgentRunner] = set()
-        self._keys: dict[tuple[str, str], UsedKey] = {}
-        self._keys_bound = 1024  # when to look for keys past their lifetime
-        self._key_batches: dict[tuple[str, str], Batch] = {}
+        self._places = Places(max_running, lambda: (session.actor for session in self._sessions.values()))
+        self._keys = UsedKeys()
+        self._owning = asyncio.Lock()
         self._streams = itertools.count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._loading: asyncio.Task[None] | None = None
+        self.loaded = False
 
     async def load(self) -> None:
-        """Bring back all sessions, and close what a crash left open."""
+        """Bring back all sessions, and close what a crash left open.
+
+        Bounded, and raises nothing for a disk that takes no writes: then sessions stand as the disk has them, or, where not even
+        that can be read, come back by themselves as soon as it can (`loaded`). Until then all that asks for them is refused.
+        """
+        ready = Batch(statements=[store.note_start(), store.drop_old_keys()], done=self.log.future())
+        self.log.submit(ready)
+        if not self.log.opened:
+            self._loading = asyncio.get_running_loop().create_task(self._load_once(ready))
+            return
+        recovered = await self._load()
+        await asyncio.wait([batch.done for batch in (ready, *recovered) if batch.done], timeout=RECOVERY_S)
+
+    async def _load_once(self, ready: Batch) -> None:
+        assert ready.done is not None
+        try:
+            await ready.done
+            await self._load()
+        except WorkspaceError:
+            pass  # the server ends, and the disk has taken nothing
+        except Exception:  # the edge of this task: the server is not ready, and the log says why
+            logger.exception("the sessions could not be brought back")
+
+    async def _load(self) -> list[Batch]:
+        """Take up what the log holds; the batches that close what was left open."""
         self._streams = itertools.count(await store.load_next_stream(self.log))
-        self._keys = await store.load_keys(self.log)
+        self._keys = UsedKeys(await store.load_keys(self.log))
         queues: dict[str, list[tuple[float, QueuedPrompt]]] = {}
         for session_id, position, prompt in await store.load_prompts(self.log):
             queues.setdefault(session_id, []).append((position, prompt))
         pending: dict[str, list[JsonObject]] = {}
         for permission in await store.pending_permissions(self.log):
             pending.setdefault(permission["session_id"], []).append(permission)
+        recovered: list[Batch] = []
         for record in await store.load_sessions(self.log):
             first, head = self.log.bounds_now(record.stream)
             stream = Stream(self.log, record.id, record.stream, first=first, head=head)
             stream.ended = record.status == "terminated"
             queue = queues.get(record.id, [])
-            if needs_recovery(record):
-                await recover(Journal(self.log, stream, record), record, pending.get(record.id, []), len(queue))
-            elif queue and not record.queue_paused:
-                record.queue_paused = True
             record.queue_length = len(queue)
-            if record.agent in self.agents:
-                self._add(record, stream, queue)
-        self.log.submit(Batch(statements=[store.drop_old_keys()]))
+            record.queue_paused |= bool(queue)
+            known = record.agent in self.agents
+            journal = self._add(record, stream, queue).journal if known else Journal(self.log, stream, record)
+            if needs_recovery(record):
+                recovered.append(await recover(journal, record, pending.get(record.id, []), len(queue)))
+        self.loaded = True
+        return recovered
 
     def _add(self, record: SessionRecord, stream: Stream, queue: Sequence[tuple[float, QueuedPrompt]] = ()) -> Session:
-        def published() -> None:
-            session.view = None
-
-        journal = Journal(self.log, stream, record, published)
-        actor = SessionActor(
-            record, self.agents[record.agent], journal, self, self.root.path, queue, self.history_max_events
-        )
-        session = Session(record, stream, journal, actor)
-        self._sessions[record.id] = session
+        journal, actor = self._parts(record, stream, queue)
+        session = self._sessions[record.id] = Session(record, stream, journal, actor)
         return session
+
+    def _parts(
+        self, record: SessionRecord, stream: Stream, queue: Sequence[tuple[float, QueuedPrompt]]
+    ) -> tuple[Journal, SessionActor]:
+        """What makes a session live: its journal and its actor."""
+
+        def published() -> None:
+            if (session := self._sessions.get(record.id)) is not None:
+                session.view = None
+
+        def refused() -> None:
+            if self._closed:  # the next start brings it back
+                return
+            task = asyncio.get_running_loop().create_task(self._bring_back(record.id))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        journal = Journal(self.log, stream, record, published, refused)
+        agent = self.agents[record.agent]
+        return journal, SessionActor(record, agent, journal, self._places, self.root, queue, self.history_max_events)
+
+    async def _bring_back(self, session_id: str) -> None:
+        """Something of a session could not be stored: end its agent, and go on from what is."""
+        session = self._sessions[session_id]
+        await session.actor.abandon()
+        pause = BRING_BACK_S
+        while True:
+            try:
+                kept = await bring_back(session.journal)
+                break
+            except Exception:  # the edge of this task: nothing else can be done for the session until it succeeds
+                logger.exception("session %s could not be brought back: trying again in %g s", session_id, pause)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 60.0)
+        if kept is None:  # not even its beginning was stored
+            self._sessions.pop(session_id, None)
+            session.stream.removed = True
+            session.stream.wake_all()
+        elif not self._closed:
+            session.record, queue = kept
+            session.journal, session.actor = self._parts(session.record, session.stream, queue)
+            session.view = None
 
     @property
     def running(self) -> int:
         """How many agents run."""
-        return len(self._claimed)
+        return self._places.running
 
     async def close(self) -> None:
-        """End all agents; their sessions stay. Nothing new is taken any more. Safe to call twice."""
-        if not self._closed:
-            self._closed = True
-            await asyncio.gather(*(session.actor.close() for session in self._sessions.values()))
+        """End all agents; their sessions stay. Nothing new is taken any more, and who reads is let go. Safe to call twice.
+
+        Bounded, and raises nothing: one session that can't be ended well must not keep the others from it.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.wait([self._loading])
+        sessions = list(self._sessions.values())
+        faults = await asyncio.gather(*(session.actor.close() for session in sessions), return_exceptions=True)
+        for session, fault in zip(sessions, faults, strict=True):
+            if isinstance(fault, Exception):
+                logger.error("session %s did not end well", session.record.id, exc_info=fault)
+            session.stream.closed = True
+            session.stream.wake_all()
 
     # --- finding ------------------------------------------------------------------------------------------------------
 
@@ -162,6 +243,7 @@ class SessionManager:
         """One session. Raises `session_not_found`."""
         session = self._sessions.get(session_id)
         if session is None:
+            self._check_loaded()
             raise WorkspaceError("session_not_found", f"There is no session {session_id[:100]!r} here.")
         return session
 
@@ -183,11 +265,15 @@ class SessionManager:
         label: str | None = None,
         query: str | None = None,
     ) -> tuple[list[bytes], str | None]:
-        """Sessions, newest first, as JSON, and the cursor of the next page. Raises `cursor_invalid`."""
+        """Sessions, newest first, as JSON, and the cursor of the next page. A page ends at `MAX_PAGE_BYTES` too.
+
+        Raises `cursor_invalid`.
+        """
+        self._check_loaded()
         below = _decode_cursor(cursor) if cursor is not None else None
         words = query.casefold() if query else None
         items: list[bytes] = []
-        last = 0
+        last = size = 0
         for session in reversed(self._sessions.values()):  # made in this order, and loaded in it
             record = session.record
             if below is not None and record.stream >= below:
@@ -199,7 +285,8 @@ class SessionManager:
             body = self.view_bytes(session)
             if status and orjson.loads(body)["status"] != status:
                 continue
-            if len(items) == limit:
+            size += len(body)
+            if len(items) == limit or (items and size > MAX_PAGE_BYTES):
                 return items, _encode_cursor(last)
             items.append(body)
             last = record.stream
@@ -231,19 +318,29 @@ class SessionManager:
 
         Raises `WorkspaceError` for whatever does not fit (`agent_not_found`, `model_not_found`, `path_outside`, …).
         """
+        async with self._keys.held("", key):
+            used = self._keys.answer("", key, digest)
+            if used is not None:
+                return self.get(used["session_id"])
+            if new.resume_session_id is None and new.resume_native_id is None:
+                return await self._create(new, key, digest)
+            async with self._owning:  # one at a time: none may take a conversation while another looks whose it is
+                return await self._create(new, key, digest)
+
+    async def _create(self, new: NewSession, key: str | None, digest: str) -> Session:
         self._check_open()
-        used = await self._used("", key, digest)
-        if used is not None:
-            return self.get(used["session_id"])
         agent = self.agent(new.agent)
         info = await agent.info()
         if not info.installed:
             raise WorkspaceError("agent_not_installed", f"{info.name} is not installed. {info.sign_in}")
         agent.check(model=new.model, effort=new.effort, permission_mode=new.permission_mode)
         _check_capabilities(new, info.name, info.capabilities)
-        cwd = self.root.folder(new.cwd)
-        parent, native = self._resumed(new)
-        self._check_slots()
+        cwd = await asyncio.to_thread(self.root.folder, new.cwd)
+        if new.prompt:
+            await asyncio.to_thread(prompt_files.check, self.root, new.prompt)
+        parent, native = await self._resumed(new, agent)
+        self._check_open()
+        self._places.check()
         stamp = now()
         record = SessionRecord(
             id=new_id("ses"),
@@ -271,31 +368,68 @@ class SessionManager:
         journal = session.journal
         journal.also(store.save_next_stream(record.stream + 1))
         if key is not None:
-            journal.also(self._use("", key, digest, {"session_id": record.id}))
+            journal.also(self._keys.use("", key, digest, {"session_id": record.id}))
         journal.emit("status", {"status": "starting"})
         batch = journal.commit(state=True, waited=True)
-        self._pend("", key, batch)
+        self._keys.forget_unless_stored("", key, batch)
         if new.prompt:
             turn = QueuedPrompt(new_id("turn"), new.prompt, key)
             session.actor.submit(turn, "queue")
         else:
             session.actor.start()
         await self.log.settled(batch)
+        logger.info("session created", extra=told(session_id=record.id, agent=agent.id))
         return session
 
-    def _resumed(self, new: NewSession) -> tuple[str | None, str | None]:
-        if new.resume_session_id is None:
-            return None, new.resume_native_id
-        source = self.get(new.resume_session_id)
-        if source.record.agent != new.agent:
-            detail = f"That session is one of the agent {source.record.agent}: name the same agent."
-            raise WorkspaceError("not_supported", detail)
-        if source.record.native_session_id is None:
-            raise WorkspaceError("not_supported", "That session has no conversation yet that could be resumed.")
-        if not new.fork and source.record.status != "terminated":
-            detail = "That session still uses its conversation: terminate it first, or branch off with fork."
-            raise WorkspaceError("session_active", detail)
-        return source.record.id, source.record.native_session_id
+    async def _resumed(self, new: NewSession, agent: Agent) -> tuple[str | None, str | None]:
+        """The session whose conversation is gone on with, if it was one of ours, and the agent's own id of the conversation."""
+        native, parent = new.resume_native_id, None
+        if new.resume_session_id is not None:
+            parent = self.get(new.resume_session_id)
+            if parent.record.agent != new.agent:
+                detail = f"That session is one of the agent {parent.record.agent}: name the same agent."
+                raise WorkspaceError("not_supported", detail)
+            native = parent.record.native_session_id or parent.record.resume_native_id
+            if native is None:
+                raise WorkspaceError("not_supported", "That session has no conversation yet that could be resumed.")
+        if native is None:
+            return None, None
+        native = agent.conversation(native)
+        if parent is None:
+            used = [
+                s
+                for s in self._sessions.values()
+                if s.record.agent == agent.id and s.record.native_session_id == native
+            ]
+            parent = used[-1] if used else None
+        if not new.fork:
+            await self._check_owner(agent.id, native)
+        return parent.record.id if parent is not None else None, native
+
+    async def _check_owner(self, agent_id: str, native: str, reopened: Session | None = None) -> None:
+        """Refuse a second live owner of an agent's conversation. One that is being terminated is waited for."""
+        for session in list(self._sessions.values()):
+            record = session.record
+            own = record.native_session_id or (None if record.fork else record.resume_native_id)
+            if session is reopened or record.agent != agent_id or own != native:
+                continue
+            await session.actor.ended()
+            if record.status != "terminated":
+                detail = f"The session {record.id} uses this conversation: terminate it first, or branch off with fork."
+                raise WorkspaceError("session_active", detail, session_id=record.id)
+
+    async def reopen(self, session_id: str) -> Session:
+        """Make a terminated session idle again. Raises `session_active` where another session goes on with its conversation."""
+        self._check_open()
+        session = self.get(session_id)
+        async with self._owning:
+            await session.actor.ended()
+            record = session.record
+            native = record.native_session_id or (None if record.fork else record.resume_native_id)
+            if record.status == "terminated" and native is not None:
+                await self._check_owner(record.agent, native, session)
+            await session.actor.reopen()
+        return session
 
     async def prompt(
         self,
@@ -306,28 +440,39 @@ class SessionManager:
         client_message_id: str | None = None,
         digest: str = "",
     ) -> Receipt:
-        """Take a prompt, durable when this returns. Raises `WorkspaceError` as `SessionActor.submit` does."""
-        self._check_open()
+        """Take a prompt, durable when this returns.
+
+        Raises `WorkspaceError` as `SessionActor.submit` does, and with the codes of the files API for a file that can't be given.
+        """
+        async with self._keys.held(session_id, client_message_id):
+            self.get(session_id)
+            used = self._keys.answer(session_id, client_message_id, digest)
+            if used is not None:
+                return Receipt(**used)
+            return await self._prompt(session_id, parts, delivery, client_message_id, digest)
+
+    async def _prompt(
+        self, session_id: str, parts: Sequence[PromptPart], delivery: Delivery, key: str | None, digest: str
+    ) -> Receipt:
+        await asyncio.to_thread(prompt_files.check, self.root, parts)
         session = self.get(session_id)
-        used = await self._used(session_id, client_message_id, digest)
-        if used is not None:
-            return Receipt(**used)
         if delivery == "steer":
             info = await session.actor.agent.info()
             if not info.capabilities.steer:
                 raise WorkspaceError("not_supported", f"{info.name} takes nothing into a running turn.")
-        if session.actor.runner not in self._claimed:
-            self._check_slots()
-        prompt = QueuedPrompt(new_id("turn"), parts, client_message_id)
+        self._check_open()
+        session = self.get(session_id)  # it may have been purged meanwhile
+        self._places.check(session.actor.runner)
+        prompt = QueuedPrompt(new_id("turn"), parts, key)
 
         def remember(place: int) -> Sequence[Statement]:
-            if client_message_id is None:
+            if key is None:
                 return ()
             answer = Receipt(prompt.turn_id, place > 0, place).view()
-            return (self._use(session_id, client_message_id, digest, answer),)
+            return (self._keys.use(session_id, key, digest, answer),)
 
         place, batch = session.actor.submit(prompt, delivery, remember)
-        self._pend(session_id, client_message_id, batch)
+        self._keys.forget_unless_stored(session_id, key, batch)
         await self.log.settled(batch)
         return Receipt(prompt.turn_id, place > 0, place)
 
@@ -336,6 +481,7 @@ class SessionManager:
     async def terminate(self, session_id: str) -> None:
         """End a session's agent; its history stays."""
         await self.get(session_id).actor.terminate()
+        logger.info("session terminated", extra=told(session_id=session_id))
 
     async def purge(self, session_id: str) -> None:
         """End a session and remove all that is kept of it."""
@@ -343,31 +489,39 @@ class SessionManager:
         await session.actor.terminate()
         await session.actor.close()
         self._sessions.pop(session_id, None)
-        for name in [name for name in self._keys if name[0] == session_id]:
-            del self._keys[name]
-        await self.log.commit(Batch(statements=store.remove_session(session.record)))
+        created = self._keys.forget_session(session_id)
+        await self.log.commit(Batch(statements=store.remove_session(session.record, created)))
         session.stream.removed = True
         session.stream.wake_all()
+        logger.info("session removed", extra=told(session_id=session_id))
+        await self._forget(session.record)
+        await self.log.erase()
+
+    async def _forget(self, record: SessionRecord) -> None:
+        """Have the agent remove its conversations of a purged session, unless another session goes on with them."""
+        others = [other.record for other in self._sessions.values()]
+        used = {name for other in others for name in (other.native_session_id, other.resume_native_id)}
+        for name in {record.native_session_id, record.resume_native_id} - used - {None}:
+            await self.agents[record.agent].forget(str(name))
 
     # --- permissions --------------------------------------------------------------------------------------------------
 
     def pending_permissions(self, session_id: str | None = None) -> Sequence[JsonObject]:
         """Permissions that wait, oldest first: of one session, or of all."""
+        self._check_loaded()
         sessions = [self.get(session_id)] if session_id is not None else list(self._sessions.values())
         waiting = [p for session in sessions for p in session.actor.permissions.values() if p.resolution is None]
-        return [permission.view() for permission in sorted(waiting, key=lambda p: p.created_at)]
+        return [permission.view() for permission in sorted(waiting, key=lambda p: (p.created_at, p.id))]
 
     async def answered_permissions(
         self, session_id: str | None, *, limit: int, cursor: str | None
     ) -> tuple[Sequence[JsonObject], str | None]:
         """Answered permissions, newest first, and the cursor of the next page."""
+        self._check_loaded()
         ids = [self.get(session_id).record.id] if session_id is not None else list(self._sessions)
         before = _decode_cursor(cursor) if cursor is not None else 0
-        rows = await store.answered_permissions(self.log, ids, before, limit + 1)
-        more = _encode_cursor(rows[limit - 1]["row"]) if len(rows) > limit else None
-        for row in rows:
-            del row["row"]
-        return rows[:limit], more
+        items, more = await store.answered_permissions(self.log, ids, before, limit, MAX_PAGE_BYTES)
+        return items, _encode_cursor(more) if more is not None else None
 
     async def answer_permission(self, session_id: str, permission_id: str, answer: Answer) -> JsonObject:
         """Answer a permission. Raises `permission_not_found`, `permission_resolved`, `permission_answer_invalid`."""
@@ -378,70 +532,16 @@ class SessionManager:
                 raise already(permission_id, known["resolution"])
         return (await session.actor.answer(permission_id, answer)).view()
 
-    # --- places for running agents ------------------------------------------------------------------------------------
-
-    def _check_slots(self) -> None:
-        if len(self._claimed) >= self.max_running and self._restable() is None:
-            detail = f"{self.max_running} agents run already, and each has something to do."
-            raise WorkspaceError("too_many_agents", detail, limit=self.max_running)
+    # --- whether it can be done now ----------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
         if self._closed:
             raise WorkspaceError("shutting_down", "The server is stopping: nothing was changed. Try again in a moment.")
+        self._check_loaded()
 
-    def _restable(self) -> SessionActor | None:
-        idle = [session.actor for session in self._sessions.values() if session.actor.restable]
-        return min(idle, key=lambda actor: actor.idle_since, default=None)
-
-    async def claim(self, runner: AgentRunner) -> None:
-        """Take a place for an agent (see `runner.Slots`)."""
-        while len(self._claimed) >= self.max_running and runner not in self._claimed:
-            idle = self._restable()
-            if idle is None:
-                self._check_slots()
-            else:
-                await idle.rest()
-        self._claimed.add(runner)
-
-    def release(self, runner: AgentRunner) -> None:
-        """Give a place back."""
-        self._claimed.discard(runner)
-
-    # --- used keys ----------------------------------------------------------------------------------------------------
-
-    async def _used(self, scope: str, key: str | None, digest: str) -> Mapping[str, Any] | None:
-        if key is None:
-            return None
-        used = self._keys.get((scope, key))
-        if used is None or used.at < time.time() - store.KEY_LIFETIME_S:
-            return None
-        if used.digest != digest:
-            detail = "This key was used for another request: nothing was done. Use a new one."
-            raise WorkspaceError("idempotency_conflict", detail)
-        batch = self._key_batches.get((scope, key))
-        if batch is not None:  # the first request is not durable yet
-            await self.log.settled(batch)
-        return used.answer
-
-    def _use(self, scope: str, key: str, digest: str, answer: JsonObject) -> Statement:
-        moment = time.time()
-        if len(self._keys) >= self._keys_bound:
-            self._keys = {name: used for name, used in self._keys.items() if used.at >= moment - store.KEY_LIFETIME_S}
-            self._keys_bound = max(1024, 2 * len(self._keys))
-        used = self._keys[scope, key] = UsedKey(digest, answer, moment)
-        return store.save_key(scope, key, used)
-
-    def _pend(self, scope: str, key: str | None, batch: Batch) -> None:
-        if key is None or batch.done is None:
-            return
-        self._key_batches[scope, key] = batch
-        batch.done.add_done_callback(lambda _: self._key_batches.pop((scope, key), None))
-
-
-def digest(body: bytes | Any) -> str:
-    """A digest of a request's body, to tell a retry from another request with the same key."""
-    data = body if isinstance(body, bytes) else json.dumps(body, sort_keys=True).encode()
-    return hashlib.sha256(data).hexdigest()
+    def _check_loaded(self) -> None:
+        if not self.loaded:
+            raise unavailable()
 
 
 def _check_capabilities(new: NewSession, name: str, can: Capabilities) -> None:

@@ -64,6 +64,8 @@ class SessionRecord:
     queue_paused: bool = False
     pending_permissions: list[str] = field(default_factory=list)
     plan: list[JsonObject] | None = None
+    # what the agent does beside its turns, as `task_updated` told it last
+    background: list[JsonObject] = field(default_factory=list)
     usage: JsonObject = field(default_factory=lambda: usage_json(Usage()))
     cost_usd: float = 0.0
     context: JsonObject | None = None
@@ -94,12 +96,15 @@ _RECORD_FIELDS = frozenset(entry.name for entry in dataclasses.fields(SessionRec
 
 @dataclass(slots=True)
 class QueuedPrompt:
-    """A prompt that waits for its turn, or whose turn is about to begin. `waited`: clients saw it in the queue."""
+    """A prompt that waits for its turn, or whose turn is about to begin. `waited`: clients saw it in the queue; `held`: the agent
+    was steered with it and has not taken it in yet; `dropped`: it is to go as soon as the agent gave it back."""
 
     turn_id: str
     parts: Sequence[PromptPart]
     client_message_id: str | None = None
     waited: bool = False
+    held: bool = False
+    dropped: bool = False
 
     def dump(self) -> bytes:
         """The stored form."""
@@ -136,6 +141,8 @@ class Turn:
     pause: bool = True
     over: asyncio.Event = field(default_factory=asyncio.Event)
     usage: Usage | None = None
+    # what was steered into it: each of these prompts gets a `done` of its own with the turn's
+    taken: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)

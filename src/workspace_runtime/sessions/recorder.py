@@ -5,6 +5,7 @@ now: the running turn, its tools and blocks, the permissions that wait, the queu
 """
 
 import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from workspace_runtime.events.log import Batch
@@ -39,7 +40,9 @@ class Recorder:
         self.turn: Turn | None = None
         self.permissions: dict[str, Permission] = {}
         self._tools: dict[str, ToolRun] = {}
-        self._block_ids: dict[str, str] = {}
+        self._cut_tools: set[str] = set()
+        # the ids of blocks that have deltas and no event yet, by their sub-agent and the agent's name for them
+        self._block_ids: dict[tuple[str | None, str], str] = {}
 
     def commit(self, *, waited: bool = False, state: bool = True) -> Batch:
         """Hand over what was emitted; with the record (`state`) unless the events alone tell what changed."""
@@ -47,8 +50,13 @@ class Recorder:
             record = self.record
             record.updated_at = now()
             record.queue_length = len(self.queue)
-            record.pending_permissions = [p.id for p in self.permissions.values() if p.resolution is None]
+            record.pending_permissions = [p.id for p in self.pending]
         return self.journal.commit(state=state, waited=waited)
+
+    @property
+    def pending(self) -> list[Permission]:
+        """The permissions that wait for an answer."""
+        return [p for p in self.permissions.values() if p.resolution is None]
 
     # --- turns --------------------------------------------------------------------------------------------------------
 
@@ -59,14 +67,14 @@ class Recorder:
         self.record.active_turn = {"id": turn.id, "started_at": now(), "tool": None}
         self.journal.emit("turn_started", {"origin": turn.origin}, turn_id=turn.id)
 
-    def say_prompt(self, prompt: QueuedPrompt) -> None:
-        """A prompt's turn begins, or it goes into the running one."""
+    def say_prompt(self, prompt: QueuedPrompt, turn_id: str) -> None:
+        """A prompt's turn begins, or the running one takes it in."""
         fields = {
             "prompt": self.journal.prompt_blocks(prompt.parts),
             "client_message_id": prompt.client_message_id,
             "origin": "user",
         }
-        self.journal.emit("user_message", fields, turn_id=prompt.turn_id)
+        self.journal.emit("user_message", fields, turn_id=turn_id)
         self.record.last_message = {"role": "user", "text": preview(prompt_text(prompt.parts)), "at": now()}
 
     def end_turn(
@@ -81,21 +89,8 @@ class Recorder:
         if turn is None:
             return []
 
-        def ends(parent: str | None) -> bool:
-            return parent is None or reason != "end_turn"
-
-        for block_id, block in self.journal.open_blocks():
-            if ends(block.parent_tool_use_id):
-                kind = block.type.removesuffix("_delta")
-                fields = {"content": block.content(), "partial": True}
-                self.journal.emit(kind, fields, turn_id=turn.id, parent=block.parent_tool_use_id, event_id=block_id)
-                self.journal.end_block(block_id)
-        for tool_use_id in [name for name, tool in self._tools.items() if ends(tool.parent_tool_use_id)]:
-            self._end_tool(base.ToolEnded(tool_use_id, "", "cancelled"))
         by: By = "interrupt" if reason in ("interrupted", "terminated") else "turn_ended"
-        denied = [p for p in self.permissions.values() if p.resolution is None and ends(p.parent_tool_use_id)]
-        for permission in denied:
-            self.resolve(permission, "deny", by)
+        denied = self._close_open(by, all_of_it=reason != "end_turn")
         usage = usage or turn.usage
         fields = {
             "stop_reason": reason,
@@ -104,20 +99,60 @@ class Recorder:
             "duration_ms": round((time.monotonic() - turn.started) * 1000),
         }
         self.journal.emit("done", fields, turn_id=turn.id)
+        for prompt in turn.taken:
+            self.done_without_turn(prompt, reason)
         self.turn = None
         self.record.active_turn = None
         self._add_usage(usage, cost)
-        self.permissions = {name: p for name, p in self.permissions.items() if p.resolution is None}
-        if self.record.status not in ("terminated", "failed"):
-            self.set_status("requires_action" if self.permissions else "idle")
+        self.permissions = {p.id: p for p in self.pending}
+        if reason == "terminated":
+            self.set_status("terminated")
+        elif self.record.status != "failed":
+            self.set_status("idle")
         return denied
 
+    def _close_open(self, by: By, *, all_of_it: bool) -> list[Permission]:
+        """End what is open: blocks, tools, permissions; what sub-agents do in the background as well if `all_of_it`."""
+
+        def ends(parent: str | None) -> bool:
+            return parent is None or all_of_it
+
+        for block_id, block in self.journal.open_blocks():
+            if ends(block.parent_tool_use_id):
+                kind = block.type.removesuffix("_delta")
+                fields = {"content": block.content(), "partial": True}
+                self.journal.emit(
+                    kind, fields, turn_id=self.turn_id, parent=block.parent_tool_use_id, event_id=block_id
+                )
+                self.journal.end_block(block_id)
+        still_open = {block_id for block_id, _ in self.journal.open_blocks()}
+        # a name may be used again in another turn
+        self._block_ids = {name: block_id for name, block_id in self._block_ids.items() if block_id in still_open}
+        for tool_use_id in [name for name, tool in self._tools.items() if ends(tool.parent_tool_use_id)]:
+            self._end_tool(base.ToolEnded(tool_use_id, "", "cancelled"))
+            self._cut_tools.add(tool_use_id)
+        denied = [p for p in self.pending if ends(p.parent_tool_use_id)]
+        for permission in denied:
+            self.resolve(permission, "deny", by)
+        return denied
+
+    def done_without_turn(self, turn_id: str, reason: StopReason) -> None:
+        """The `done` of a prompt that had no turn of its own: another turn took it in, or it was taken back."""
+        fields = {"stop_reason": reason, "usage": None, "cost_usd": None, "duration_ms": 0}
+        self.journal.emit("done", fields, turn_id=turn_id)
+
     @property
-    def busy(self) -> bool:
-        """Whether something goes on: a turn, a tool of a sub-agent in the background, a permission that waits."""
-        return (
-            self.turn is not None or bool(self._tools) or any(p.resolution is None for p in self.permissions.values())
-        )
+    def at_work(self) -> str | None:
+        """What goes on, in words: a turn, a permission that waits, something in the background. None where nothing does."""
+        if self.turn is not None:
+            return "a turn"
+        if self.pending:
+            return "a permission that waits"
+        if self.record.background:
+            kinds = {"command": "a command", "sub_agent": "a sub-agent", "timer": "a timer", "other": "a task"}
+            task = self.record.background[0]
+            return f"{kinds[task['kind']]} in the background ({preview(task['title'], 60)})"
+        return "a tool of a sub-agent" if self._tools else None
 
     # --- what the agent says ------------------------------------------------------------------------------------------
 
@@ -126,7 +161,8 @@ class Recorder:
         match event:
             case base.BlockDelta():
                 turn_id = self._place(event.parent_tool_use_id)
-                block_id = self._block_ids.get(event.block) or self._block_ids.setdefault(event.block, new_id("evt"))
+                name = event.parent_tool_use_id, event.block
+                block_id = self._block_ids.get(name) or self._block_ids.setdefault(name, new_id("evt"))
                 self.journal.delta(block_id, event.kind, event.text, turn_id=turn_id, parent=event.parent_tool_use_id)
                 return
             case base.BlockEnded():
@@ -150,6 +186,13 @@ class Recorder:
                 self._take_session(event)
             case base.AgentTurnStarted():
                 self._place(None)
+            case base.BackgroundChanged(tasks, ended):
+                self._take_background(tasks, ended)
+            case base.Compacted(trigger, before, after):
+                fields = {"trigger": trigger, "before_tokens": before, "after_tokens": after}
+                self.journal.emit("compaction", fields, turn_id=self.turn_id)
+            case base.AgentNotice(code, message):
+                self.journal.emit("notice", {"code": code, "message": message}, turn_id=self.turn_id)
             case base.AgentError(code, message, retryable):
                 self.fail(code, message, retryable=retryable)
         text_or_tool = isinstance(event, base.BlockEnded | base.ToolCalled | base.ToolEnded | base.UsageChanged)
@@ -173,7 +216,8 @@ class Recorder:
 
     def _end_block(self, event: base.BlockEnded) -> None:
         turn_id = self._place(event.parent_tool_use_id)
-        block_id = self._block_ids.pop(event.block, None) if event.block is not None else None
+        name = event.parent_tool_use_id, event.block or ""
+        block_id = self._block_ids.pop(name, None) if event.block is not None else None
         fields: JsonObject = {"content": event.content}
         if event.partial:
             fields["partial"] = True
@@ -200,6 +244,8 @@ class Recorder:
 
     def _end_tool(self, event: base.ToolEnded) -> None:
         run = self._tools.pop(event.tool_use_id, None)
+        if run is None and (event.tool_use_id in self._cut_tools or self.turn is None):
+            return  # its turn has ended, and it with it: it has its result, and begins no turn
         if self.record.active_turn is not None:
             self.record.active_turn["tool"] = next((tool.tool for tool in reversed(self._tools.values())), None)
         fields: JsonObject = {
@@ -214,6 +260,39 @@ class Recorder:
             fields["blocks"] = [self.journal.blob(image.mime_type, image.data) for image in event.images]
         parent = event.parent_tool_use_id or (run.parent_tool_use_id if run else None)
         self.journal.emit("tool_result", fields, turn_id=self._place(parent), parent=parent)
+
+    def _take_background(self, tasks: Sequence[base.BackgroundTask], ended: Mapping[str, str]) -> None:
+        """What the agent does beside its turns has changed: a `task_updated` for each that began or ended."""
+        known = {task["id"]: task for task in self.record.background}
+        going = {
+            task.id: known.get(task.id)
+            or {
+                "id": task.id,
+                "kind": task.kind,
+                "title": task.title,
+                "tool_use_id": task.tool_use_id,
+                "status": "running",
+                "started_at": now(),
+                "ended_at": None,
+            }
+            for task in tasks
+        }
+        for name, task in known.items():
+            if name not in going:
+                gone = task | {"status": ended.get(name, "stopped"), "ended_at": now()}
+                self.journal.emit("task_updated", {"task": gone}, turn_id=self.turn_id)
+        for name, task in going.items():
+            if name not in known:
+                self.journal.emit("task_updated", {"task": task}, turn_id=self.turn_id)
+        self.record.background = list(going.values())
+
+    def agent_lost(self) -> None:
+        """The agent's process is gone, and with it all that it did in the background. Not committed yet."""
+        self._take_background((), {})
+        self._cut_tools.clear()
+        if self.turn is None:  # else its end closes them
+            self._close_open("agent", all_of_it=True)
+            self.go_on()
 
     def _take_usage(self, usage: base.Usage) -> None:
         if self.turn is not None:
@@ -280,13 +359,15 @@ class Recorder:
 
     def go_on(self) -> None:
         """The session goes on once nothing waits for an answer."""
-        if self.record.status == "requires_action" and all(p.resolution for p in self.permissions.values()):
+        if self.record.status == "requires_action":
             self.set_status("running" if self.turn is not None else "idle")
 
     # --- the session --------------------------------------------------------------------------------------------------
 
     def set_status(self, status: Status) -> None:
-        """Tell a status, if it is another."""
+        """Tell a status, if it is another. While a permission waits, a session that lives is one that requires action."""
+        if self.pending and status in ("running", "idle", "starting"):
+            status = "requires_action"
         if self.record.status != status:
             self.record.status = status
             self.journal.emit("status", {"status": status}, turn_id=self.turn_id)
@@ -305,6 +386,7 @@ class Recorder:
                 "turn_id": prompt.turn_id,
                 "prompt_preview": preview(prompt_text(prompt.parts)),
                 "client_message_id": prompt.client_message_id,
+                "delivery": "steer" if prompt.held else "queue",
             }
             for _, prompt in self.queue
         ]
@@ -316,14 +398,15 @@ class Recorder:
         session = {"id": self.record.id} | {name: getattr(self.record, name) for name in names}
         self.journal.emit("session_updated", {"session": session}, turn_id=self.turn_id)
 
-    def drop_queue(self, reason: StopReason) -> None:
-        """Forget the prompts that wait; each gets its `done`."""
-        if not self.queue:
-            return
-        for _, prompt in self.queue:
-            self.journal.also(remove_prompt(self.record.id, prompt.turn_id))
-            fields = {"stop_reason": reason, "usage": None, "cost_usd": None, "duration_ms": 0}
-            self.journal.emit("done", fields, turn_id=prompt.turn_id)
-        self.queue.clear()
-        self.record.queue_paused = False
-        self.tell_queue()
+    def drop_queue(self, reason: StopReason, *, only_dropped: bool = False) -> None:
+        """Forget the prompts that wait; each gets its `done`. What the agent still holds goes once it gave it back."""
+        going = [prompt for _, prompt in self.queue if prompt.dropped or not only_dropped]
+        for prompt in going:
+            prompt.dropped = True
+            if not prompt.held:
+                self.journal.also(remove_prompt(self.record.id, prompt.turn_id))
+                self.done_without_turn(prompt.turn_id, reason)
+        if any(not prompt.held for prompt in going):
+            self.queue[:] = [entry for entry in self.queue if entry[1].held or not entry[1].dropped]
+            self.record.queue_paused = self.record.queue_paused and bool(self.queue)
+            self.tell_queue()

@@ -3,21 +3,26 @@
 import asyncio
 import dataclasses
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import orjson
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel
 
 from workspace_runtime.bodies import Limit, raw
+from workspace_runtime.conditions import byte_range, matches
 from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.events.hub import Stream
 from workspace_runtime.events.model import encode
 from workspace_runtime.streams.protocol import EventPage
 from workspace_runtime.streams.reading import MAX_SEQ, check_position, reading, types_of, whole
 from workspace_runtime.streams.sse import EventStream
 
 from . import schemas
-from .manager import SessionManager, digest
+from .intake import mime_type
+from .keys import digest
+from .manager import SessionManager
+from .paging import MAX_PAGE_BYTES, pending_page
 from .schemas import prompt_to_parts
 
 router = APIRouter(prefix="/api/v1", tags=["Agent sessions"])
@@ -159,8 +164,7 @@ async def delete_session(
 async def reopen_session(request: Request, session_id: str) -> Response:
     """Make a terminated session idle again. Its agent goes on with the conversation at the next prompt."""
     manager = _manager(request)
-    session = manager.get(session_id)
-    await session.actor.reopen()
+    session = await manager.reopen(session_id)
     return raw(manager.view_bytes(session))
 
 
@@ -204,12 +208,12 @@ async def _permissions(
     request: Request, session_id: str | None, status: str, limit: int, cursor: str | None
 ) -> Response:
     manager = _manager(request)
-    next_cursor = None
     if status == "pending":
-        items = manager.pending_permissions(session_id)
+        found, next_cursor = pending_page(manager.pending_permissions(session_id), limit=limit, cursor=cursor)
     else:
-        items, next_cursor = await manager.answered_permissions(session_id, limit=limit, cursor=cursor)
-    return raw(encode({"items": list(items), "next_cursor": next_cursor}))
+        answered, next_cursor = await manager.answered_permissions(session_id, limit=limit, cursor=cursor)
+        found = [encode(permission) for permission in answered]
+    return raw(b'{"items":[' + b",".join(found) + b'],"next_cursor":' + orjson.dumps(next_cursor) + b"}")
 
 
 @router.get("/permissions", response_model=schemas.PermissionPage, summary="List permissions of all sessions")
@@ -269,7 +273,7 @@ async def read_events(
     log_id: str | None = None,
     limit: Limit = 1000,
 ) -> Response:
-    """A page of the history; with `Accept: text/event-stream` a stream of all events after `after`, then live.
+    """A page of the history, of 4 MiB at most; with `Accept: text/event-stream` a stream of all events after `after`, then live.
 
     An event is the same bytes here, in the stream and on the WebSocket.
     """
@@ -288,23 +292,12 @@ async def read_events(
         low = (await reading(stream, request.query_params)).after
     if turns is not None:
         low = max(low, await stream.log.turn_start(stream.key, turns, before=high + 1) - 1)
-    rows: list[Any] = []
-    descending = order == "desc"
-    edge_low, edge_high = low, high
-    while len(rows) <= limit:
-        page = await stream.log.read(
-            stream.key, after=edge_low, upto=edge_high, types=types, parent=parent_tool_use_id, descending=descending,
-            limit=limit + 1 - len(rows),
-        )  # fmt: skip
-        if not page:
-            break
-        rows += page
-        if descending:
-            edge_high = page[-1].seq - 1
-        else:
-            edge_low = page[-1].seq
-    items = b",".join([row.data for row in rows[:limit]])
-    facts = {"first_seq": stream.first, "last_seq": head, "has_more": len(rows) > limit}
+    page = await stream.log.page(
+        stream.key, after=max(low, 0), upto=high, types=types, parent=parent_tool_use_id, descending=order == "desc",
+        limit=limit, max_bytes=MAX_PAGE_BYTES,
+    )  # fmt: skip
+    items = b",".join([row.data for row in page.rows])
+    facts = {"first_seq": stream.first, "last_seq": head, "has_more": page.more}
     return raw(b'{"items":[' + items + b"]," + orjson.dumps(facts)[1:])
 
 
@@ -312,19 +305,22 @@ def _wants_stream(accept: str) -> bool:
     return any(part.split(";")[0].strip().lower() == "text/event-stream" for part in accept.split(","))
 
 
+async def _event(stream: Stream, seq: int) -> bytes | None:
+    """An event of a session, whole; None where it has none of that `seq` that is published and kept."""
+    return await stream.log.event(stream.key, seq) if stream.first <= seq <= stream.head else None
+
+
 @router.get("/agent-sessions/{session_id}/events/{seq}", summary="Read one event whole")
 async def read_event(request: Request, session_id: str, seq: str) -> Response:
     """One event, whole, however long it is."""
     stream = _manager(request).get(session_id).stream
-    number = whole({"seq": seq}, "seq") or 0
-    data = await stream.log.event(stream.key, number) if stream.first <= number <= stream.head else None
+    data = await _event(stream, whole({"seq": seq}, "seq") or 0)
     if data is None:
         raise WorkspaceError("event_not_found", f"There is no event {seq} here.", last_seq=stream.head)
     return raw(data)
 
 
-_OUTPUT_BLOB = re.compile(r"output-(\d{1,13})")
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_OUTPUT_BLOB = re.compile(r"output-([0-9]{1,13})")
 
 
 @router.get(
@@ -342,48 +338,31 @@ async def read_blob(request: Request, session_id: str, blob_id: str) -> Response
     found = None
     output = _OUTPUT_BLOB.fullmatch(blob_id)
     if output:
-        event = await stream.log.event(stream.key, int(output[1]))
+        event = await _event(stream, int(output[1]))
         text = await asyncio.to_thread(_output_of, event) if event is not None else None
         found = None if text is None else ("text/plain; charset=utf-8", text)
     else:
         found = await stream.log.blob(stream.key, blob_id)
+        found = None if found is None else (mime_type(found[0]), found[1])
     if found is None:
         raise WorkspaceError("blob_not_found", f"There is no blob {blob_id[:100]!r} here.")
-    mime_type, data = found
+    media_type, data = found
     etag = f'"{blob_id}"'
     headers = {
         "Accept-Ranges": "bytes", "ETag": etag, "Cache-Control": "private, max-age=31536000, immutable",
         # what an agent brought must never run as a page of ours
         "Content-Security-Policy": "sandbox; default-src 'none'",
     }  # fmt: skip
-    if request.headers.get("if-none-match") in (etag, "*"):
+    if matches(request.headers.get("if-none-match", ""), etag, weak=True):
         return Response(status_code=304, headers=headers)
-    wanted = request.headers.get("range")
-    if wanted is None or request.headers.get("if-range", etag) != etag:
-        return Response(data, headers=headers, media_type=mime_type)
-    bounds = _range(wanted, len(data))
-    if bounds is None:  # several ranges, or another unit: the whole is a right answer
-        return Response(data, headers=headers, media_type=mime_type)
-    start, end = bounds
+    part = byte_range(request.headers, len(data), etag, 0)
+    if part is None:
+        return Response(data, headers=headers, media_type=media_type)
+    start, end = part
     headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
-    return Response(data[start:end], 206, headers, media_type=mime_type)
+    return Response(data[start:end], 206, headers, media_type=media_type)
 
 
 def _output_of(event: bytes) -> bytes | None:
     fields = orjson.loads(event)
     return fields["output"].encode() if fields["type"] == "tool_result" else None
-
-
-def _range(header: str, size: int) -> tuple[int, int] | None:
-    """Start and end of a single byte range; None for what we don't serve. Raises `range_not_satisfiable`."""
-    match = _RANGE.fullmatch(header.strip())
-    if not match or match.groups() == ("", ""):
-        return None
-    first, last = match.groups()
-    if first:
-        start, end = int(first), min(int(last) + 1 if last else size, size)
-    else:
-        start, end = max(0, size - int(last)), size
-    if start >= end:
-        raise WorkspaceError("range_not_satisfiable", f"{header} lies outside of {size} bytes.", size=size)
-    return start, end

@@ -56,8 +56,6 @@ class FileBlock(Piece):
 
     @model_validator(mode="after")
     def _in_order(self) -> "FileBlock":
-        if self.path.startswith("/") or "\0" in self.path or ".." in self.path.split("/"):
-            raise ValueError("path must be relative to the workspace's root, without '..'")
         if self.end_line is not None and (self.start_line is None or self.end_line < self.start_line):
             raise ValueError("end_line goes with a start_line that is not beyond it")
         return self

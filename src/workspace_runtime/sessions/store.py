@@ -5,7 +5,7 @@ same instant. Reading is at the start, all at once, but for answered permissions
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -53,9 +53,10 @@ def save_next_stream(stream: int) -> Statement:
     return "INSERT OR REPLACE INTO meta VALUES ('next_stream', ?)", (str(stream),)
 
 
-def remove_session(record: SessionRecord) -> list[Statement]:
-    """Remove all that is kept of a session."""
+def remove_session(record: SessionRecord, created_by: Sequence[tuple[str, str]] = ()) -> list[Statement]:
+    """Remove all that is kept of a session; `created_by` are the used keys (scope, key) that it was created with."""
     return [
+        *(("DELETE FROM used_keys WHERE scope = ? AND key = ?", name) for name in created_by),
         ("DELETE FROM sessions WHERE id = ?", (record.id,)),
         ("DELETE FROM prompts WHERE session = ?", (record.id,)),
         ("DELETE FROM permissions WHERE session = ?", (record.id,)),
@@ -97,6 +98,11 @@ def save_key(scope: str, key: str, used: UsedKey) -> Statement:
     )
 
 
+def note_start() -> Statement:
+    """Remember when the server started: by this write it learns whether its disk takes any."""
+    return "INSERT OR REPLACE INTO meta VALUES ('started', ?)", (str(time.time()),)
+
+
 def drop_old_keys() -> Statement:
     """Forget keys past their lifetime."""
     return "DELETE FROM used_keys WHERE at < ?", (time.time() - KEY_LIFETIME_S,)
@@ -113,9 +119,18 @@ async def load_sessions(log: EventLog) -> list[SessionRecord]:
     return [SessionRecord.load(row[0]) for row in await log.query("SELECT state FROM sessions ORDER BY stream")]
 
 
-async def load_prompts(log: EventLog) -> Iterator[tuple[str, float, QueuedPrompt]]:
-    """All waiting prompts in order: session id, position, prompt."""
-    rows = await log.query("SELECT session, turn, position, body FROM prompts ORDER BY session, position")
+async def load_session(log: EventLog, stream: int) -> SessionRecord | None:
+    """The session of a stream."""
+    rows = await log.query("SELECT state FROM sessions WHERE stream = ?", (stream,))
+    return SessionRecord.load(rows[0][0]) if rows else None
+
+
+async def load_prompts(log: EventLog, session_id: str | None = None) -> Iterator[tuple[str, float, QueuedPrompt]]:
+    """All waiting prompts in order, or those of one session: session id, position, prompt."""
+    rows = await log.query(
+        "SELECT session, turn, position, body FROM prompts WHERE session = ? OR ? IS NULL ORDER BY session, position",
+        (session_id, session_id),
+    )
     return ((session, position, QueuedPrompt.load(turn, body)) for session, turn, position, body in rows)
 
 
@@ -132,15 +147,52 @@ async def pending_permissions(log: EventLog) -> list[JsonObject]:
     return [orjson.loads(row[0]) for row in await log.query("SELECT body FROM permissions WHERE pending = 1")]
 
 
-async def answered_permissions(log: EventLog, session_ids: Sequence[str], before: int, limit: int) -> list[JsonObject]:
-    """Answered permissions of some sessions, newest first: those with a row below `before` (0: from the newest)."""
+async def answered_permissions(
+    log: EventLog, session_ids: Sequence[str], before: int, limit: int, max_bytes: int
+) -> tuple[list[JsonObject], int | None]:
+    """Answered permissions of some sessions, newest first: those with a row below `before` (0: from the newest).
+
+    At most `limit`, and `max_bytes` in all, or one. Also the row below which there are more, None where there are none.
+    """
     marks = ",".join("?" * len(session_ids))
-    rows = await log.query(
-        f"SELECT rowid, body FROM permissions WHERE pending = 0 AND session IN ({marks})"  # noqa: S608
+    sizes = await log.query(
+        f"SELECT rowid, length(body) FROM permissions WHERE pending = 0 AND session IN ({marks})"  # noqa: S608
         " AND (? = 0 OR rowid < ?) ORDER BY rowid DESC LIMIT ?",
-        (*session_ids, before, before, limit),
+        (*session_ids, before, before, limit + 1),
     )
-    return [{"row": row, **orjson.loads(body)} for row, body in rows]
+    count = fitting((size for _, size in sizes[:limit]), max_bytes)
+    if not count:
+        return [], None
+    last = sizes[count - 1][0]
+    rows = await log.query(
+        f"SELECT body FROM permissions WHERE pending = 0 AND session IN ({marks})"  # noqa: S608
+        " AND rowid <= ? AND rowid >= ? ORDER BY rowid DESC",
+        (*session_ids, sizes[0][0], last),
+    )
+    return [orjson.loads(body) for (body,) in rows], last if len(sizes) > count else None
+
+
+def fitting(sizes: Iterable[int], max_bytes: int) -> int:
+    """How many of these, from the first, make a page: as many as `max_bytes` hold, or one."""
+    count = total = 0
+    for size in sizes:
+        total += size
+        if count and total > max_bytes:
+            break
+        count += 1
+    return count
+
+
+def trim_session(record: SessionRecord, below: int, at: str) -> list[Statement]:
+    """Remove a session's events below a `seq`, what belongs to them, and the permissions answered before the time `at`."""
+    return [
+        *EventLog.trim(record.stream, below),
+        (
+            "DELETE FROM permissions WHERE session = ? AND pending = 0"
+            " AND json_extract(CAST(body AS TEXT), '$.created_at') < ?",
+            (record.id, at),
+        ),
+    ]
 
 
 async def find_permission(log: EventLog, session_id: str, permission_id: str) -> JsonObject | None:

@@ -1,6 +1,7 @@
 """What both WebSockets share: one accepted connection with a writer and a reader, and frames answered to their sender alone."""
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Generic, TypeVar
@@ -13,6 +14,8 @@ from workspace_runtime.events.hub import frame_ws
 from workspace_runtime.events.model import encode
 
 from .socket import EXTENSION, SocketProtocol
+
+logger = logging.getLogger(__name__)
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -85,21 +88,25 @@ class ClientSocket(ABC, Generic[Frame]):
             message = await self._receive()
             if message["type"] == "websocket.disconnect":
                 return
-            await self._say(await self._answer(message.get("text")))
+            await self._say(await self._answer(message))
 
-    async def _answer(self, text: str | None) -> dict[str, Any]:
+    async def _answer(self, message: MutableMapping[str, Any]) -> dict[str, Any]:
+        """Do what a frame asks for; its answer. The message is emptied: a large frame is held once, and not until the next comes."""
         request_id = None
         try:
-            try:
-                value = orjson.loads(text or "")
-            except orjson.JSONDecodeError:
-                raise WorkspaceError("frame_invalid", "A frame is one JSON object in a text message.") from None
+            value = _json_of(message)
             if isinstance(value, dict) and isinstance(value.get("request_id"), str):
                 request_id = value["request_id"]
-            return await self._act(self._parse(value))
+            frame = self._parse(value)
+            del value
+            return await self._act(frame)
         except WorkspaceError as fault:
             data = {name: value for name, value in fault.data.items() if name != "errors"}
             return {"type": "rejected", "request_id": request_id, "code": fault.code, "error": fault.detail, **data}
+        except Exception:  # the edge of a frame: a fault of ours is no reason to lose the connection
+            logger.exception("a frame of a client failed")
+            detail = "The server failed at this: its log says more."
+            return {"type": "rejected", "request_id": request_id, "code": "internal_error", "error": detail}
 
     def _parse(self, value: Any) -> Frame:
         """A frame, checked. Raises `frame_invalid` with what is wrong."""
@@ -109,3 +116,11 @@ class ClientSocket(ABC, Generic[Frame]):
             first = fault.errors(include_url=False, include_input=False, include_context=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "the frame"
             raise WorkspaceError("frame_invalid", f"{where}: {first['msg']}") from None
+
+
+def _json_of(message: MutableMapping[str, Any]) -> Any:
+    """The value of a text message, which is taken out of it. Raises `frame_invalid`."""
+    try:
+        return orjson.loads(message.pop("text", None) or "")
+    except orjson.JSONDecodeError:
+        raise WorkspaceError("frame_invalid", "A frame is one JSON object in a text message.") from None

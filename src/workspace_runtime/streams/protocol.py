@@ -270,6 +270,9 @@ class QueueItem(BaseModel):
     turn_id: str
     prompt_preview: str
     client_message_id: str | None
+    delivery: Literal["queue", "steer"] = Field(
+        description="`steer`: the agent is to take it into the running turn, and has not yet."
+    )
 
 
 class QueueUpdatedEvent(EventBase):
@@ -321,6 +324,42 @@ class SessionUpdatedEvent(EventBase):
     session: SessionChanges
 
 
+class TaskView(BaseModel):
+    """What the agent does beside its turns."""
+
+    id: str = Field(description="The agent's own, unique within its process.")
+    kind: Literal["command", "sub_agent", "timer", "other"]
+    title: str
+    tool_use_id: str | None
+    status: Literal["running", "completed", "failed", "stopped"]
+    started_at: str
+    ended_at: str | None
+
+
+class TaskUpdatedEvent(EventBase):
+    """Something in the background has begun or ended; with the agent's process it is `stopped`."""
+
+    type: Literal["task_updated"]
+    task: TaskView
+
+
+class CompactionEvent(EventBase):
+    """The agent replaced the conversation so far by a summary."""
+
+    type: Literal["compaction"]
+    trigger: Literal["manual", "auto"]
+    before_tokens: int | None
+    after_tokens: int | None
+
+
+class NoticeEvent(EventBase):
+    """Something that a person should know, and that is no failure of the turn."""
+
+    type: Literal["notice"]
+    code: str
+    message: str
+
+
 class DeltaBase(BaseModel):
     """More of a block that is being written. Live only: without `seq`, and never stored."""
 
@@ -330,7 +369,7 @@ class DeltaBase(BaseModel):
     session_id: str
     turn_id: str | None
     parent_tool_use_id: str | None = None
-    offset: int = Field(description="Where `content` stands in the block, in characters (Unicode code points).")
+    offset: int = Field(description="Where `content` stands in the block, in UTF-16 code units, as a browser counts.")
     content: str
 
 
@@ -361,7 +400,10 @@ StoredEvent = Annotated[
     | PlanEvent
     | UsageEvent
     | StatusEvent
-    | SessionUpdatedEvent,
+    | SessionUpdatedEvent
+    | TaskUpdatedEvent
+    | CompactionEvent
+    | NoticeEvent,
     Field(discriminator="type"),
 ]
 LiveEvent = Annotated[TextDeltaEvent | ThinkingDeltaEvent, Field(discriminator="type")]

@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from workspace_runtime.events.hub import Lagged, Subscription, TooFarBehind
-from workspace_runtime.sessions.manager import Session, SessionManager, digest
+from workspace_runtime.sessions.keys import digest
+from workspace_runtime.sessions.manager import Session, SessionManager
 from workspace_runtime.sessions.schemas import prompt_to_parts
 
 from .client_socket import ClientSocket, Receive, Send
@@ -63,7 +64,7 @@ class SessionSocket(ClientSocket[ClientFrame]):
             while self._live:
                 self._look.clear()
                 if self._ended():
-                    await self._close(1000, "session_terminated")
+                    await self._close(*((1012, "shutting_down") if stream.closed else (1000, "session_terminated")))
                     return
                 await self._look.wait()
 
@@ -80,12 +81,12 @@ class SessionSocket(ClientSocket[ClientFrame]):
                 connection.write_frames(chunk)
         except Lagged:
             self._live = False
-        if not self._live or self._session.stream.ended or self._session.stream.removed:
+        if not self._live or self._session.stream.over:
             self._look.set()
 
     def _ended(self) -> bool:
-        """Whether the session is over and the client has all of it."""
-        if not (self._session.stream.ended or self._session.stream.removed) or self._connection.writes_paused:
+        """Whether the session, or the server, is over and the client has all of it."""
+        if not self._session.stream.over or self._connection.writes_paused:
             return False
         self._pump()
         return self._live and not self._connection.writes_paused

@@ -16,7 +16,7 @@ TAKE_BYTES = 128 * 1024
 
 
 class EventStream(ServerSentEvents):
-    """A session's events. Ends with the session, or when the client is too far behind: it comes again with its
+    """A session's events. Ends with the session, when the server stops, or when the client is too far behind: it comes again with its
     `Last-Event-ID`, and is told that history was trimmed."""
 
     def __init__(self, stream: Stream, reading: Reading) -> None:
@@ -38,7 +38,7 @@ class EventStream(ServerSentEvents):
                         more.clear()
                         while (live := cursor.follow()) is not None:
                             yield live
-                        if stream.ended or stream.removed:
+                        if stream.over:
                             return
                         if not await more_within(more):
                             yield STILL_HERE

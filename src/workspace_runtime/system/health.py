@@ -6,6 +6,8 @@ from typing import Any
 
 import orjson
 
+DEGRADED = "The state folder takes no writes (is its disk full?). Sessions wait until it does; files can be deleted."
+
 
 class Health:
     """Answers of `/health`, `/health/live` and `/health/ready`, made as JSON.
@@ -36,4 +38,6 @@ class Health:
             return status, b'{"status":"%b"}' % word.encode()
         uptime = round(time.monotonic() - self._started, 3)
         body = {"status": word, "version": self._version, "uptime_s": uptime, **self._facts()}
+        if word == "degraded":
+            body["reason"] = DEGRADED
         return status, orjson.dumps(body)

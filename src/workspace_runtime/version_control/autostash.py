@@ -11,6 +11,7 @@ import re
 
 from .plain_files import line_of
 from .repository import Repository
+from .revisions import exists
 
 _OID = re.compile(rb"[0-9a-f]{40}([0-9a-f]{24})?")
 _MERGE = b"MERGE_AUTOSTASH"
@@ -60,13 +61,15 @@ def store(repository: Repository, oid: str) -> None:
     No hook runs: it is done for work that has ended, perhaps because a hook hung. Raises as `Repository.read`.
     """
     if oid not in [id for id, _ in entries(repository)]:
-        message = repository.read(["log", "-1", "--no-show-signature", "--no-notes", "--format=%s", oid]).rstrip(b"\n")
+        message = repository.read(["log", "-1", "--no-show-signature", "--no-notes", "--format=%s", oid, "--"]).rstrip(
+            b"\n"
+        )
         repository.read(["stash", "store", "--quiet", b"--message=" + message, oid])
 
 
 def entries(repository: Repository) -> list[tuple[str, str]]:
     """The list of stashes: id and message (as the reflog has it) of each, the latest first. Blocks."""
-    if not repository.run(["rev-parse", "--verify", "--quiet", "refs/stash"]).out:
+    if not exists(repository, "refs/stash"):
         return []
     how = ["--no-show-signature", "--no-color", "--no-notes", "--no-decorate", "--format=tformat:%H%x00%gs"]
     fields = repository.read(["log", "-g", "-z", *how, "refs/stash", "--"]).split(b"\0")

@@ -15,8 +15,7 @@ from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import as_text, path_bytes, shown
 
 from .configuration import Settings
-from .failures import failure
-from .git import Argument
+from .git import Argument, Output
 from .objects import commits_named, directory, look, missing, tree_entry
 from .plain_files import must_be_a_file
 from .refs import relative
@@ -70,7 +69,7 @@ def blame(
             "git_output_too_large", "The file has too many lines for one answer: ask for fewer of them."
         )
     if output.status != 0:
-        raise _refusal(repository, path, oid, output.err)
+        raise _refusal(repository, path, oid, output)
     groups = _joined(sorted(_groups(output.out), key=lambda group: group.line))
     return {
         "path": shown(path),
@@ -94,27 +93,35 @@ def _range(start: int | None, end: int | None) -> list[str]:
 
 def _must_not_wait(repository: Repository, name: bytes) -> None:
     """Raises `repository_invalid` where git would open something that is no file, and so wait for ever, or would read another's."""
-    for entry in repository.configuration.matching(_IGNORED, own=True):
-        # can't be taken back by another setting: git reads all that are named
-        listed = os.path.realpath(os.path.join(repository.top, os.fsencode(entry.value or "")))
-        if entry.value and (relative(listed, repository.top) is None or not os.path.isfile(listed)):
-            raise WorkspaceError(
-                "repository_invalid", f"{as_text(entry.value)!r} (blame.ignoreRevsFile) is no file of it."
-            )
+    for own in (True, False):
+        for entry in repository.configuration.matching(_IGNORED, own=own):
+            # can't be taken back by another setting: git reads all that are named
+            named = os.path.expanduser(os.fsencode(entry.value or ""))
+            listed = os.path.realpath(os.path.join(repository.top, named))
+            if entry.value and not os.path.isfile(listed):
+                raise WorkspaceError(
+                    "repository_invalid",
+                    f"{as_text(entry.value)!r} (blame.ignoreRevsFile) is not there, or no file: git can't tell who wrote a line without it."
+                    " Make it, or take the setting out.",
+                )
+            if entry.value and own and relative(listed, repository.top) is None:
+                raise WorkspaceError(
+                    "repository_invalid", f"{as_text(entry.value)!r} (blame.ignoreRevsFile) is no file of it."
+                )
     parts = name.split(b"/")
     must_be_a_file(os.path.join(repository.top, b".mailmap"))
     for depth in range(len(parts)):
         must_be_a_file(os.path.join(repository.top, *parts[:depth], b".gitattributes"))
 
 
-def _refusal(repository: Repository, path: bytes, oid: str | None, err: str) -> WorkspaceError:
-    if short := _TOO_SHORT.search(err):
+def _refusal(repository: Repository, path: bytes, oid: str | None, output: Output) -> WorkspaceError:
+    if short := _TOO_SHORT.search(output.err):
         return WorkspaceError("validation_failed", f"start: the file has {short[1]} lines.")
     if oid is not None:
         found = tree_entry(repository, path, oid)
         if found is None:
             return missing(path, "in that revision")
-        return directory(path) if found[1] != "blob" else failure(err)
+        return directory(path) if found[1] != "blob" else repository.failed(output)
     there = look(repository, repository.to_git(path))
     if there is None:
         return missing(path, "in the working tree")
@@ -124,7 +131,7 @@ def _refusal(repository: Repository, path: bytes, oid: str | None, err: str) -> 
         return WorkspaceError("not_a_file", f"{shown(path)!r} is no regular file.")
     if head(repository) is None:
         return WorkspaceError("ref_not_found", "There is no commit yet.", ref="HEAD")
-    return missing(path, "that git tracks") if "no such path" in err else failure(err)
+    return missing(path, "that git tracks") if "no such path" in output.err else repository.failed(output)
 
 
 # --- what git tells -----------------------------------------------------------------------------------------------------------

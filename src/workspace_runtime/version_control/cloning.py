@@ -29,6 +29,7 @@ from .worktrees import new_folder, remove_made
 
 _LEFTOVER = re.compile(rb"\.workspace-runtime-[0-9a-f]{16}\.tmp")
 _NAME = re.compile(r"([^/:\\]+?)(?:/?\.git)?/*$")
+_BEFORE_HOST = re.compile(r"^[^/]*://(?:[^/]*@)?")
 
 
 async def init(
@@ -141,7 +142,7 @@ def prepared(url: str, username: str | None, token: str | None) -> Credentials |
 
 def folder_name(url: str) -> str:
     """The folder that a clone goes to where none is named, as git chooses it: the last part of the address without `.git`."""
-    found = _NAME.search(url.rstrip("/"))
+    found = _NAME.search(_BEFORE_HOST.sub("", url).rstrip("/"))
     name = found[1] if found else ""
     if name in ("", ".", ".."):
         raise WorkspaceError("path_invalid", "The address has no name for a folder: give a path.")

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.paths import shown
 
 from .configuration import Settings
 from .lists import operation
 from .log import log
+from .objects import look
 from .prepared import prepared_message
 from .repository import Repository
 from .revisions import head
@@ -64,12 +66,28 @@ async def commit(
             arguments.append(f"--file={await stack.enter_async_context(work.message(message))}")
         if paths:
             arguments += ["--only", *FROM_INPUT]
-        await work.git(arguments, input=listed(repository, paths), settings=committer)
+        try:
+            await work.git(arguments, input=listed(repository, paths), settings=committer)
+        except WorkspaceError as fault:
+            if fault.code == "file_not_found" and paths:
+                raise await work.ask(_unknown, repository, paths, fault) from None
+            raise
     after = await work.ask(head, repository)
     if after is None:
         raise WorkspaceError("nothing_to_commit", "There was nothing to commit.")
     found = await work.ask(log, repository, ref=after, path=None, author=None, q=None, limit=1, cursor=None)
     return {"oid": after, "commit": found["items"][0]}
+
+
+def _unknown(repository: Repository, paths: Sequence[bytes], fault: WorkspaceError) -> WorkspaceError:
+    """The refusal of paths that git does not know; of one that is there, what to do about it. Blocks."""
+    for path in paths:
+        told = repository.run(["ls-files", "-z", "--error-unmatch", *repository.paths([path])])
+        if told.status != 0:
+            there = look(repository, repository.to_git(path)) is not None
+            what = "is not tracked by git: stage it first." if there else "is not there, and git knows no such file."
+            return WorkspaceError("file_not_found", f"{shown(path)!r} {what}", path=shown(path), **fault.data)
+    return fault
 
 
 def _message(repository: Repository) -> tuple[str | None, list[str]]:

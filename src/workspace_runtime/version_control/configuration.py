@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from workspace_runtime.errors import WorkspaceError
 
+from .credentials import redact
 from .failures import failure
 from .git import Stop, read_environment, run
 from .plain_files import open_file
@@ -126,7 +127,9 @@ def _listed(folder: bytes, environment: dict[str, str], how: list[str | bytes]) 
     output = run(arguments, cwd=folder, env=environment, stop=Stop(), limit=_MAX_LIST, seconds=10.0)
     if output.status != 0 or output.cut:
         raise WorkspaceError(
-            "repository_invalid", "git's configuration can't be read: see output.", output=output.err[-1000:]
+            "repository_invalid",
+            "git's configuration can't be read: see output.",
+            output=redact(output.err, None)[-1000:],
         )
     return tuple(_parse(output.out, folder))
 

@@ -54,8 +54,14 @@ def all_must_stay(folder: bytes, workspace: bytes) -> None:
     must_stay(folder, workspace)
     todo = [entry.path for entry in _entries(folder) if _is_entered(entry, folder) and entry.name != b"hooks"]
     left = _MAX_LOOKED
-    while todo and left > 0:
+    while todo:
         for entry in _entries(todo.pop()):
+            if not left:
+                raise WorkspaceError(
+                    "repository_invalid",
+                    f"The repository's folder has more than {_MAX_LOOKED:,} names beside its objects, too many to look at before a change:"
+                    " pack its refs (git pack-refs --all), and expire its logs.",
+                )
             left -= 1
             _must_be_plain(entry, workspace)
             if _is_entered(entry, folder):

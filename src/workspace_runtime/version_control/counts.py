@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .failures import failure
 from .git import Argument, succeeded
 from .repository import Repository, portions
 from .revisions import empty_tree, head
@@ -170,7 +169,7 @@ def _count(
     arguments: list[Argument] = ["diff", "--numstat", "-z", *plain, *how, "--", *paths]
     output = repository.run(arguments, env=env)
     if not succeeded(output):
-        raise failure(output.err)
+        raise repository.failed(output)
     fields = iter(output.out.split(b"\0"))
     for record in fields:
         parts = record.split(b"\t", 2)

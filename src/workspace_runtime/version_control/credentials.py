@@ -32,7 +32,12 @@ _SCHEME = re.compile(r"[A-Za-z0-9+.-]*://")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # What the tokens of GitHub and GitLab begin with, and what is too long for the name of a user or an organization.
 _TOKEN = re.compile(r"gh[a-z]_|github_pat_|gl[a-z]{2,5}-|[^@]{40}")
-_USERINFO = re.compile(r"://([^\s/]*)@")
+# What stands before the host. A password may hold a slash where somebody forgot to encode it; what begins with a port holds none.
+_USERINFO = re.compile(r"://([^\s/:@]*:(?!\d{1,5}(?:[/?#'\"\s]|$))\S{0,512}@|[^\s/]*@)")
+_SCP_SECRET = re.compile(r"([^@/:\\\s\[\]]+):[^/\s]*@")
+_IN_QUERY = re.compile(r"([?&][\w.-]{0,64}(?:token|key|secret|password)=)[^&#\s'\"]+", re.IGNORECASE)
+# What may be an address, as a whole or in part.
+_ADDRESS = re.compile(r"://|:.*@", re.DOTALL)
 
 # Only what the shell itself can do: no other program is looked for. What git asks is in credential.c (credential_ask_one):
 # "Username for 'https://host:port': ", "Password for 'https://user@host:port': ", with a path where credential.useHttpPath is
@@ -160,7 +165,12 @@ def redact(text: str, credentials: Credentials | None) -> str:
     if credentials is not None:
         for form in _forms(credentials):
             text = text.replace(form, HIDDEN)
-    return _USERINFO.sub(_without_secret, text)
+    return _IN_QUERY.sub(rf"\1{HIDDEN}", _USERINFO.sub(_without_secret, text))
+
+
+def tellable(name: str) -> str:
+    """What a client has given as a name, as it may be told again: nothing of what may be an address, with a password in it."""
+    return HIDDEN if _ADDRESS.search(unquote(name)) else name
 
 
 def _forms(credentials: Credentials) -> list[str]:
@@ -174,13 +184,16 @@ def _forms(credentials: Credentials) -> list[str]:
 
 def _without_secret(found: re.Match[str]) -> str:
     # a user of ssh is a name; one of HTTP may be the token itself
-    user = re.split(":|%3[Aa]", found[1], maxsplit=1)[0]
+    user = re.split(":|%3[Aa]", found[1].removesuffix("@"), maxsplit=1)[0]
     return f"://{user}@" if user and found.string.endswith("ssh", 0, found.start()) else "://"
 
 
 def safe_url(url: bytes | str) -> str:
     """An address as it may be shown: without a password, and over HTTP without the user too. `git@host:path` stays."""
-    return _USERINFO.sub(_without_secret, _text(url), count=1)
+    text = _text(url)
+    if "://" not in text:
+        return _SCP_SECRET.sub(rf"\1:{HIDDEN}@", text, count=1) if _SCP_SECRET.match(text) else text
+    return _IN_QUERY.sub(rf"\1{HIDDEN}", _USERINFO.sub(_without_secret, text, count=1))
 
 
 # --- which addresses are taken ------------------------------------------------------------------------------------------------
@@ -193,9 +206,8 @@ def check_url(url: str) -> None:
     user), `git://` (not encrypted, and a repository may name a program for it), and a password in an address of ssh.
     """
     problem = _problem(url)
-    if problem:
-        shown = safe_url(url).encode(errors="replace").decode()
-        raise WorkspaceError("remote_url_refused", f"The address {shown!r} {problem}.")
+    if problem:  # what it is stays untold: where it is not as it should be, nobody knows which part is the secret
+        raise WorkspaceError("remote_url_refused", f"The address {problem}.")
 
 
 def _problem(url: str) -> str | None:
@@ -216,7 +228,9 @@ def _problem(url: str) -> str | None:
         return "is neither a URL, nor [user@]host:path, nor an absolute path"
     if found[1] is None and found[2].lower() in ("http", "https", "ssh", "file"):
         return "has too few slashes after its scheme"
-    return "has a user that begins with '-'" if (found[1] or "").startswith("-") else None
+    if (found[1] or "").startswith("-"):
+        return "has a user that begins with '-'"
+    return "has an '@' after its first colon, as a password would: ssh takes none" if _SCP_SECRET.match(url) else None
 
 
 def _problem_of_url(url: str) -> str | None:

@@ -14,12 +14,15 @@ import dataclasses
 import hashlib
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from workspace_runtime.errors import WorkspaceError
 
 from .objects import DATE, OID, PARENTS, Fields
+
+T = TypeVar("T")
 
 MAX_FRONTIER = 200
 MAX_SAME = 50
@@ -143,6 +146,20 @@ def decode_name(cursor: str, bound_to: bytes) -> tuple[int, bytes]:
     if len(raw) <= _BINDING + 8 or raw[:_BINDING] != bound_to:
         raise invalid()
     return struct.unpack_from(">q", raw, _BINDING)[0], raw[_BINDING + 8 :]
+
+
+def page(
+    items: Sequence[T], key: Callable[[T], tuple[int, bytes]], bound: bytes, limit: int, cursor: str | None
+) -> tuple[list[T], str | None]:
+    """The next of items that are sorted by their keys, a figure and a name that no other has, and the cursor of those after them."""
+    if cursor is not None:
+        last = decode_name(cursor, bound)
+        items = [item for item in items if key(item) > last]
+    found = list(items[:limit])
+    if len(items) <= limit:
+        return found, None
+    figure, name = key(found[-1])
+    return found, encode_name(bound, name, figure)
 
 
 def invalid() -> WorkspaceError:

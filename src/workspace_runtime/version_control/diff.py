@@ -9,16 +9,19 @@ from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import from_path_bytes, path_bytes, shown
 
 from .answers import tagged_json
-from .diff_output import CONFIG, arguments, parse, parse_words
-from .failures import failure
+from .credentials import tellable
+from .diff_output import CONFIG, arguments, dirty_submodule, parse, parse_words
 from .git import Argument, succeeded
 from .objects import commit_facts
 from .repository import Repository
 from .revisions import checked, empty_tree, head, resolve
+from .submodules import Find, dirty, not_looking_inside, submodules
 
 MAX_BYTES = 20 * 1024 * 1024
 MAX_FILE_BYTES = 1024 * 1024
 MAX_FILE_LINES = 20_000
+# Of all files: a line is some 100 bytes more as data.
+MAX_LINES = 200_000
 MAX_CONTEXT = 100_000
 _RANGE = re.compile(r"(.*?)(\.\.\.?)(.*)", re.DOTALL)
 
@@ -36,10 +39,29 @@ class Diff:
     words: bool = False
 
 
-def diff(repository: Repository, asked: Diff) -> tuple[bytes, str]:
-    """The difference as JSON, and its entity tag. Blocks. Raises `ref_not_found` and others."""
+def diff(repository: Repository, asked: Diff, find: Find) -> tuple[bytes, str]:
+    """The difference as JSON, and its entity tag. Blocks. Raises `ref_not_found` and others. `find`: finds submodules."""
     command, sides = _command(repository, asked)
-    return tagged_json({"target": asked.target, **sides, **files_of(repository, command, asked)})
+    found = files_of(repository, command, asked)
+    if sides["to"] is None and "--cached" not in command:
+        _add_dirty(repository, asked, found["files"], find)
+    return tagged_json({"target": tellable(asked.target), **sides, **found})
+
+
+def _add_dirty(repository: Repository, asked: Diff, files: list[dict[str, Any]], find: Find) -> None:
+    """The submodules that are changed inside alone, as git tells them; it is not asked, as it would run their filters. Blocks."""
+    modules = submodules(repository)
+    if asked.paths:
+        meant = tuple(repository.to_git(path) + b"/" for path in asked.paths)
+        modules = [path for path in modules if (path + b"/").startswith(meant)]
+    known = {(file["path"], file.get("path_bytes")) for file in files}
+    for name in dirty(repository, modules, find) if modules else []:
+        path = repository.from_git(name)
+        if path is not None and (shown(path), path_bytes(path)) not in known:
+            oid = repository.read(["ls-files", "--stage", "-z", "--", name]).split(b" ")[1].decode()
+            files.append(dirty_submodule(path, oid, hunks=not (asked.stat or asked.words)))
+    # in git's order
+    files.sort(key=lambda file: from_path_bytes(file["path_bytes"]) if "path_bytes" in file else file["path"].encode())
 
 
 def diff_text(repository: Repository, asked: Diff) -> bytes:
@@ -50,8 +72,9 @@ def diff_text(repository: Repository, asked: Diff) -> bytes:
         for flag in arguments(context=asked.context, ignore_whitespace=asked.ignore_whitespace)
         if flag not in ("--raw", "--numstat", "-z")
     ]
-    wanted = [command[0], *flags, "--binary", "--full-index", *command[1:], *repository.paths(asked.paths)]
-    return repository.read(wanted, settings=list(CONFIG.items()))
+    quiet, settings = not_looking_inside(repository)
+    wanted = [command[0], *flags, *quiet, "--binary", "--full-index", *command[1:], *repository.paths(asked.paths)]
+    return repository.read(wanted, settings=[*CONFIG.items(), *settings])
 
 
 def show(repository: Repository, ref: str, asked: Diff) -> tuple[bytes, str]:
@@ -68,12 +91,15 @@ def files_of(repository: Repository, command: Sequence[Argument], asked: Diff) -
     flags = arguments(
         context=asked.context, patch=not asked.stat, ignore_whitespace=asked.ignore_whitespace, words=asked.words
     )
-    limited = [command[0], *flags, *command[1:], *repository.paths(asked.paths)]
-    output = repository.run(limited, limit=MAX_BYTES, settings=list(CONFIG.items()))
+    quiet, settings = not_looking_inside(repository)
+    limited = [command[0], *flags, *quiet, *command[1:], *repository.paths(asked.paths)]
+    output = repository.run(limited, limit=MAX_BYTES, settings=[*CONFIG.items(), *settings])
     if not succeeded(output):
-        raise failure(output.err)
+        raise repository.failed(output)
     read = parse_words if asked.words else parse
-    found = read(output.out, cut=output.cut, max_file_bytes=MAX_FILE_BYTES, max_file_lines=MAX_FILE_LINES)
+    found = read(
+        output.out, cut=output.cut, max_file_bytes=MAX_FILE_BYTES, max_file_lines=MAX_FILE_LINES, max_lines=MAX_LINES
+    )
     files = [file for file in found.files if _localized(repository, file)]
     return {
         "files": files,
@@ -117,7 +143,9 @@ def _command(repository: Repository, asked: Diff) -> tuple[list[str], dict[str, 
         if found[2] == "...":
             bases = repository.run(["merge-base", old, new])
             if bases.status != 0:
-                raise WorkspaceError("ref_not_found", f"{target!r}: the two have no commit in common.", ref=target)
+                raise WorkspaceError(
+                    "ref_not_found", f"{tellable(target)!r}: the two have no commit in common.", ref=tellable(target)
+                )
             old = bases.out.decode().split()[0]
         return ["diff", old, new], {"from": old, "to": new}
     repository.need_worktree()

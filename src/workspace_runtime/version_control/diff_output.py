@@ -10,7 +10,7 @@ from typing import Any
 
 from workspace_runtime.paths import path_bytes, shown
 
-from .diff_changes import Change, Position, hunk_id, read_changes, read_position, split_patch, unreadable
+from .diff_changes import SUBMODULE, Change, Position, hunk_id, read_changes, read_position, split_patch, unreadable
 
 # What only configuration can switch back. For the environment of each process (GIT_CONFIG_COUNT, git(1)).
 CONFIG = {
@@ -32,8 +32,6 @@ _FLAGS = (
     "--src-prefix=a/",
     "--dst-prefix=b/",
     "--submodule=short",
-    # without it git looks for changes inside of submodules, where the filters of their own configuration would run
-    "--ignore-submodules=dirty",
     "--find-renames",
     "-l1000",
     "--indent-heuristic",
@@ -70,43 +68,70 @@ class DiffOutput:
     complete: bool
 
 
-def parse(output: bytes, *, cut: bool, max_file_bytes: int, max_file_lines: int) -> DiffOutput:
+def parse(output: bytes, *, cut: bool, max_file_bytes: int, max_file_lines: int, max_lines: int = 10**9) -> DiffOutput:
     """The files of an output made with `arguments`; `cut`: its end is missing, as its process was stopped.
 
     A file: `path, old_path, status, old_mode, new_mode, old_oid, new_oid, similarity, binary, additions, deletions, submodule,
     truncated, hunks`, and `path_bytes`, `old_path_bytes` where these are not UTF-8. `additions` and `deletions` are null where git
     counts none (binary, unmerged) and where they were cut away. A file whose patch is cut, or longer than the limits (its bytes,
-    its lines), is `truncated` and has no hunks.
+    its lines, or what is left of `max_lines` for all files), is `truncated` and has no hunks.
 
     A hunk: `id, header, section, old_start, old_lines, new_start, new_lines, lines`. A line: `type (context | add | delete), content,
     old_line, new_line`, and `no_newline` where the file ends without one. Raises `WorkspaceError` (`git_output_invalid`).
     """
-    return _files(output, cut, max_file_bytes, max_file_lines, _hunk)
+    return _files(output, cut, max_file_bytes, max_file_lines, max_lines, _hunk)
 
 
-def parse_words(output: bytes, *, cut: bool, max_file_bytes: int, max_file_lines: int) -> DiffOutput:
+def parse_words(
+    output: bytes, *, cut: bool, max_file_bytes: int, max_file_lines: int, max_lines: int = 10**9
+) -> DiffOutput:
     """As `parse`, of an output made with `words`. A line is `{segments: [{type, content}]}`; hunks have no `id`.
 
     The lines are those of both sides laid over each other (git-diff(1), `--word-diff=porcelain`); that white space alone
     changed is not told.
     """
-    return _files(output, cut, max_file_bytes, max_file_lines, _word_hunk)
+    return _files(output, cut, max_file_bytes, max_file_lines, max_lines, _word_hunk)
 
 
 def _files(
-    output: bytes, cut: bool, max_bytes: int, max_lines: int, read: Callable[[bytes, bytes], dict[str, Any]]
+    output: bytes, cut: bool, max_bytes: int, max_lines: int, left: int, read: Callable[[bytes, bytes], dict[str, Any]]
 ) -> DiffOutput:
     changes, complete = read_changes(output, cut=cut)
     files = []
     for change in changes:
         found = _file(change)
-        size = sum(map(len, change.patches))
-        if size > max_bytes or sum(patch.count(b"\n") for patch in change.patches) > max_lines:
+        size, lines = sum(map(len, change.patches)), sum(patch.count(b"\n") for patch in change.patches)
+        if size > max_bytes or lines > min(max_lines, left):
             found["truncated"] = True
         elif not change.cut:
+            left -= lines
             found["hunks"] = [read(change.path, hunk) for patch in change.patches for hunk in split_patch(patch)[1]]
         files.append(found)
     return DiffOutput(files, complete)
+
+
+def dirty_submodule(path: bytes, oid: str, *, hunks: bool) -> dict[str, Any]:
+    """A submodule with changes inside alone, as git tells it: a hunk of its own words, that can't be staged and has no id."""
+    mode, raw = SUBMODULE, oid.encode()
+    found = _file(Change("modified", path, None, mode, mode, raw, raw, None, (0, 0)))
+    if hunks:
+        word = f"Subproject commit {oid}"
+        found["hunks"] = [
+            {
+                "id": None,
+                "header": "@@ -1 +1 @@",
+                "section": "",
+                "old_start": 1,
+                "old_lines": 1,
+                "new_start": 1,
+                "new_lines": 1,
+                "lines": [
+                    {"type": "delete", "content": word, "old_line": 1, "new_line": None},
+                    {"type": "add", "content": f"{word}-dirty", "old_line": None, "new_line": 1},
+                ],
+            }
+        ]
+    return found
 
 
 def _file(change: Change) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from .switching import where
 
 _RECENT = 10
 MAX_PATCH = 256 * 1024
+_LINE = 1  # its end
 
 
 def draft(repository: Repository) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def draft(repository: Repository) -> dict[str, Any]:
     staged = files_of(repository, ["diff", "--cached", oid or empty_tree(repository)], Diff(target="index"))
     size = 0
     for file in staged["files"]:
-        size += sum(len(line["content"]) for hunk in file["hunks"] for line in hunk["lines"])
+        size += sum(len(line["content"]) + _LINE for hunk in file["hunks"] for line in hunk["lines"])
         if size > MAX_PATCH:
             file["hunks"], file["truncated"] = [], True
     prepared = prepared_message(repository)

@@ -2,7 +2,8 @@
 
 git has no codes for what went wrong, only sentences. They are told apart by one ordered table, in English (`LC_ALL=C.UTF-8`); what
 is not in it is `git_failed`, with git's own words. Lines that the other side sent (`remote: `) are never searched, since they can say
-anything. What is shown has no secret in it, and is bounded.
+anything; nor, where git's own account is there (`account.py`), what a hook or a filter has printed. What is about a remote counts
+only where one is talked to. What is shown has no secret in it, and is bounded.
 """
 
 import re
@@ -11,6 +12,7 @@ from typing import Any
 
 from workspace_runtime.errors import WorkspaceError
 
+from .account import Account
 from .credentials import Credentials, redact
 
 MAX_OUTPUT = 4096  # bytes of git's own words in an answer: the last ones
@@ -20,8 +22,15 @@ def _row(code: str, words: str, detail: str) -> tuple[str, re.Pattern[str], str]
     return code, re.compile(words, re.MULTILINE), detail
 
 
+_FILTER = r"^(?:fatal|error): "
 # The first row that fits counts: what names the cause stands before what only says that it did not work. `^` is the start of a line.
 _TABLE = (
+    _row(
+        "filter_failed",
+        rf"{_FILTER}(?:.+: clean filter '.*' failed|.+: smudge filter .* failed|external filter '(?s:.*)' failed"
+        r"|initialization for subprocess '(?s:.*)' failed|external filter '.*' is not available anymore)",
+        "A filter that the configuration names failed. Install or mend its program, or take the filter out.",
+    ),
     _row(
         "repository_not_owned",
         r"detected dubious ownership in repository",
@@ -135,6 +144,17 @@ _TABLE = (
         "The branch has commits that are on no other. Merge it, or say force, which loses them.",
     ),
     _row(
+        "worktree_gone",
+        r"^fatal: '.*' is a missing but (?:already registered|locked) worktree",
+        "A working tree of this place is still known, and its folder is gone: remove it first (DELETE …/worktrees).",
+    ),
+    _row(
+        "signing_failed",
+        r"^error: (?:gpg failed to sign|unable to sign the tag|.*failed to sign the data|Couldn't load public key|Load key |No private key found"
+        r"|user\.signing[kK]ey|gpg\.ssh|either user\.signingkey|ssh-keygen )|^fatal: (?:cannot run gpg|.*failed to sign)",
+        "git could not sign it. Mend the key (user.signingKey) or the program that signs; its words are in output.",
+    ),
+    _row(
         "branch_checked_out",
         r"(?:checked out|used by worktree) at '",
         "The branch is checked out in a working tree. Switch that one to another branch first.",
@@ -196,6 +216,23 @@ _TABLE = (
         "git can't work with this repository. Its own words are in output.",
     ),
 )
+# Of these the words of any other program may be meant, where no remote is talked to.
+_OF_REMOTES = frozenset(
+    {
+        "remote_url_refused",
+        "remote_host_unknown",
+        "remote_auth_failed",
+        "remote_ref_not_found",
+        "remote_not_found",
+        "remote_unreachable",
+    }
+)
+# How git ends when a process that filters ends in the middle of their talk.
+_HUNG_UP = re.compile(r"^fatal: (?:the remote end hung up|early EOF|protocol error)", re.MULTILINE)
+_CLEANED = re.compile(r"^(?:fatal|error): (.+): clean filter '(.*)' failed$", re.MULTILINE)
+_SMUDGED = re.compile(r"^(?:fatal|error): (.+): smudge filter (.*) failed$", re.MULTILINE)
+_IN_TREE = re.compile(r"(?:checked out|used by worktree) at '(.*)'|^fatal: '(.*)' is a missing but", re.MULTILINE)
+_SAID = re.compile(r"^(?:fatal|error): .*\n?", re.MULTILINE)
 _PUSH_FAILED = re.compile(r"^error: failed to push some refs", re.MULTILINE)
 _WRITTEN_OVER = re.compile(r"^[^\n]*\r(?=[^\n])", re.MULTILINE)
 # that the program we have git ask gave no answer: git says right after it what it wanted to know
@@ -214,16 +251,20 @@ def failure(
     stderr: str,
     refs: Sequence[dict[str, Any]] = (),
     *,
+    out: str = "",
     credentials: Credentials | None = None,
     hook: str | None = None,
+    account: Account | None = None,
+    network: bool = False,
 ) -> WorkspaceError:
     """The refusal that git's words mean, with them in `output` (redacted, the last 4 KB).
 
     `stderr` must not be shortened yet. Of a merge, rebase, pull, cherry-pick or stash it is stderr and stdout together, since git tells
     conflicts on the latter. `refs` are `push_refs` of a push, `credentials` what the run was given. `hook`: the local hook
-    that is known to have ended the run; git itself does not say that it was one.
+    that is known to have ended the run; git itself does not say that it was one. `out`: the standard output, where git tells conflicts.
+    `account`: git's own, where there is one. `network`: the run speaks with another repository.
     """
-    said = _OURS.sub("", _WRITTEN_OVER.sub("", stderr))
+    said = _OURS.sub("", _WRITTEN_OVER.sub("", f"{stderr}\n{out}" if out else stderr))
     output = _bounded(redact(said, credentials))
     refs = [{**ref, "reason": redact(ref["reason"], credentials) if ref["reason"] else None} for ref in refs]
     if hook is not None:
@@ -233,13 +274,46 @@ def failure(
     if any(ref["status"] in ("rejected", "remote_rejected") for ref in refs):
         return _push_refusal(refs, output)
     words = _REMOTE_LINE.sub("", said)
-    for code, pattern, detail in _TABLE:
-        if pattern.search(words):
-            data = {"paths": _paths_in_way(words)} if code == "local_changes_in_way" else {}
-            return WorkspaceError(code, detail, **data, output=output)
+    for searched, of_remotes in _to_search(words, out, account, network=network):
+        for code, pattern, detail in _TABLE:
+            if (of_remotes or code not in _OF_REMOTES) and pattern.search(searched):
+                return WorkspaceError(code, detail, **_data(code, words, searched), output=output)
+        if not network and _HUNG_UP.search(searched):
+            return WorkspaceError(
+                "filter_failed",
+                "A filter that the configuration names ended too soon.",
+                driver=None,
+                path=None,
+                output=output,
+            )
     if _PUSH_FAILED.search(words):
         return WorkspaceError("push_rejected", "The push was refused: see output.", refs=refs, output=output)
     return WorkspaceError("git_failed", "git refused: see its words in output.", output=output)
+
+
+def _to_search(words: str, out: str, account: Account | None, *, network: bool) -> list[tuple[str, bool]]:
+    """The words that may say what they mean, the surest first, and whether they may be about a remote."""
+    if account is None:
+        return [(words, network)]
+    own = "".join(f"fatal: {error}\nerror: {error}\n" for error in account.errors) + out
+    if account.hooks:
+        return [(own, network)]
+    if network:  # also what ssh says, and the program that speaks HTTP
+        return [(own, False), (words, True)]
+    # What git prints by itself counts where it says nothing else. Its output comes first: no filter can print there.
+    return [(own, False)] if account.errors else [(out, False), (_SAID.sub("", words), False)]
+
+
+def _data(code: str, words: str, searched: str) -> dict[str, Any]:
+    if code == "local_changes_in_way":
+        return {"paths": _paths_in_way(words)}
+    if code in ("branch_checked_out", "worktree_gone"):
+        at = _IN_TREE.search(searched)
+        return {"worktree": (at[1] or at[2]) if at else None}
+    if code == "filter_failed":
+        found = _CLEANED.search(searched) or _SMUDGED.search(searched)
+        return {"driver": found[2] if found else None, "path": found[1] if found else None}
+    return {}
 
 
 def _push_refusal(refs: list[dict[str, Any]], output: str) -> WorkspaceError:

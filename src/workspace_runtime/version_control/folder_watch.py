@@ -31,7 +31,7 @@ from workspace_runtime.inotify import (
     Inotify,
     new_inotify,
 )
-from workspace_runtime.paths import REMOTE, file_system_type
+from workspace_runtime.mounts import REMOTE, file_system_type
 
 from .layout import ALL, Followed, Kept, Role, Snapshot, difference, meaning, snapshot, walk
 

@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -29,7 +29,10 @@ Argument = str | bytes
 # What one answer of git may have before it is cut.
 MAX_OUTPUT = 64 * 1024 * 1024
 READ_SECONDS = 20.0
+# After so long it is looked whether git waits for something that will never come.
+MOMENT_S = 1.0
 _STDERR = 64 * 1024
+_MAX_WARNINGS = 100
 _PIECE = 256 * 1024
 
 _PLAIN = {
@@ -51,6 +54,11 @@ _FOR_READS = (
 _FOR_WRITES = (
     "GIT_AUTHOR_", "GIT_COMMITTER_", "GIT_SSH", "GIT_SSL_", "GIT_CONFIG_", "GIT_PROXY_", "GIT_HTTP_", "GIT_EXEC_PATH", "GIT_TEMPLATE_DIR",
 )  # fmt: skip
+# git looks for a name in several places, and where two have it some commands refuse, even one that is given in full: with this the
+# first place counts, which is that of the full name.
+FULL_NAMES = ("core.warnAmbiguousRefs", "false")
+# Words are told in UTF-8, and git puts them so into the messages that it makes itself.
+WORDS = ("i18n.logOutputEncoding", "UTF-8")
 # Laid over every read, whatever is configured.
 READS = (
     ("core.fsmonitor", "false"),
@@ -61,6 +69,8 @@ READS = (
     ("log.showSignature", "false"),
     ("commit.gpgSign", "false"),
     ("core.quotePath", "false"),
+    FULL_NAMES,
+    WORDS,
     ("core.alternateRefsCommand", "true"),
     ("gc.auto", "0"),
     ("maintenance.auto", "false"),
@@ -86,6 +96,13 @@ class Output:
     out: bytes
     err: str
     cut: bool = False
+
+    @property
+    def warnings(self) -> list[str]:
+        """What git could not do although it has done the rest, in its words, without the word before them."""
+        lines = self.err.split("\n")
+        found = [line.partition(": ")[2] for line in lines if line.startswith(("warning: ", "error: "))]
+        return found[-_MAX_WARNINGS:]
 
 
 class Stop:
@@ -144,7 +161,7 @@ def write_environment(settings: Sequence[tuple[str, str]], ceiling: bytes, *, ne
     """The environment of what changes a repository: the user's own, so that hooks find what they need, without our settings.
 
     `network`: it speaks with another repository, which may lie on this machine."""
-    ours = {setting.metadata["env"] for setting in config.settings()} | {keeper.MARK}
+    ours = config.kept_from_children() | {keeper.MARK}
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -180,8 +197,9 @@ def run(
     input: bytes | None = None,
     limit: int = MAX_OUTPUT,
     seconds: float = READ_SECONDS,
+    look: Callable[[], None] | None = None,
 ) -> Output:
-    """Run git and wait for its end. Blocks: for a thread.
+    """Run git and wait for its end. Blocks: for a thread. `look` is called when git has said nothing for a moment, and may raise.
 
     Raises `WorkspaceError` (`git_unavailable`; `git_timeout` when `seconds` have passed), and `StoppedError`.
     """
@@ -216,7 +234,7 @@ def run(
         assert process.stdout is not None
         with stop.holding(process):
             try:
-                out, cut = _read(process.stdout.fileno(), limit, deadline)
+                out, cut = _read(process.stdout.fileno(), limit, deadline, look)
                 if cut:
                     _kill(process)
                 status = process.wait(max(0.1, deadline - time.monotonic()))
@@ -235,7 +253,7 @@ def run(
         return Output(status, out, errors.read().decode(errors="replace"), cut)
 
 
-def _read(file: int, limit: int, deadline: float) -> tuple[bytes, bool]:
+def _read(file: int, limit: int, deadline: float, look: Callable[[], None] | None) -> tuple[bytes, bool]:
     """All of a pipe up to `limit` bytes, and whether there was more. Raises `TimeoutError`."""
     poll = select.poll()
     poll.register(file, select.POLLIN | select.POLLHUP)
@@ -243,6 +261,10 @@ def _read(file: int, limit: int, deadline: float) -> tuple[bytes, bool]:
     size = 0
     while True:
         left = deadline - time.monotonic()
+        if look is not None and not poll.poll(min(left, MOMENT_S) * 1000):
+            look()
+            look = None
+            continue
         if left <= 0 or not poll.poll(left * 1000):
             raise TimeoutError
         piece = os.read(file, _PIECE)

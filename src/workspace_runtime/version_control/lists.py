@@ -1,4 +1,4 @@
-"""What else a repository has going: stashes, worktrees, conflicts, and the operation that is under way.
+"""What else a repository has going: stashes, worktrees, and the operation that is under way.
 
 An operation is known by the files that git itself looks for (`wt_status_get_state` in git's wt-status.c). They are read as hostile
 ones: regular files only, and no more of them than the beginning.
@@ -8,34 +8,45 @@ import os
 import re
 from typing import Any
 
-from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import path_bytes, shown
 
-from .objects import look, text, when
+from . import cursors
+from .objects import text, when
 from .plain_files import line_of
 from .prepared import prepared_message
 from .refs import relative
 from .repository import Repository
+from .revisions import exists
 
 _STASH = re.compile(r"(?:WIP on|On) (.+?): (.*)", re.DOTALL)
 _ID = re.compile(rb"[0-9a-f]{40}([0-9a-f]{24})?")
-# By the stages that the index has of a file: 1 the common base, 2 ours, 3 theirs (git-status(1), unmerged).
-_CONFLICTS = {
-    "123": "both_modified",
-    "23": "both_added",
-    "13": "deleted_by_us",
-    "12": "deleted_by_them",
-    "2": "added_by_us",
-    "3": "added_by_them",
-    "1": "both_deleted",
-}
-_SIDES = {"base": "1", "ours": "2", "theirs": "3"}
 _PICKING = {b"pick": "cherry-pick", b"p": "cherry-pick", b"revert": "revert"}
 _MAX_MESSAGE = 8192
 
 
-def stashes(repository: Repository) -> dict[str, Any]:
-    """The stashes, the latest first, as `items`: `index, oid, message, branch, created_at, base, untracked`. Blocks.
+def stashes(repository: Repository, *, limit: int = 50, cursor: str | None = None) -> dict[str, Any]:
+    """A page of the stashes, the latest first: `all_stashes`, and where it goes on, whatever is put away meanwhile. Blocks.
+
+    Raises `cursor_invalid`, also where the last one of the page before is gone.
+    """
+    bound = cursors.binding("stash", repository.git_dir)
+    listed = all_stashes(repository)
+    start = 0
+    if cursor is not None:
+        index, oid = cursors.decode_name(cursor, bound)
+        # one may be in the list twice
+        places = [stash["index"] for stash in listed if stash["oid"].encode() == oid]
+        if not places:
+            raise cursors.invalid()
+        start = min(places, key=lambda place: abs(place - index)) + 1
+    page = listed[start : start + limit]
+    more = start + limit < len(listed)
+    after = cursors.encode_name(bound, page[-1]["oid"].encode(), page[-1]["index"]) if more else None
+    return {"items": page, "next_cursor": after}
+
+
+def all_stashes(repository: Repository) -> list[dict[str, Any]]:
+    """The stashes, the latest first: `index, oid, message, branch, created_at, base, untracked`. Blocks.
 
     `base` is the commit that it was made on, `branch` the branch that was checked out; `untracked`: it has files that git did not
     know. Raises as `Repository.read`.
@@ -43,8 +54,8 @@ def stashes(repository: Repository) -> dict[str, Any]:
     # the reflog's text is what `git stash list` shows
     arguments = ["log", "-g", "-z", "--no-show-signature", "--no-color", "--no-notes", "--no-mailmap", "--no-decorate"]
     arguments += ["--format=tformat:%H%x00%P%x00%ct%x00%gs", "refs/stash", "--"]
-    if not repository.run(["rev-parse", "--verify", "--quiet", "refs/stash"]).out:
-        return {"items": [], "next_cursor": None}
+    if not exists(repository, "refs/stash"):
+        return []
     fields = repository.read(arguments).split(b"\0")
     found = []
     for index, at in enumerate(range(0, len(fields) - 4, 4)):
@@ -62,17 +73,28 @@ def stashes(repository: Repository) -> dict[str, Any]:
                 "untracked": len(parents.split()) > 2,
             }
         )
-    return {"items": found, "next_cursor": None}
+    return found
 
 
-def worktrees(repository: Repository, workspace: bytes) -> dict[str, Any]:
-    """The working trees of a repository, the main one first, as `items`. `workspace`: the workspace's root, absolute and real. Blocks.
+def worktrees(
+    repository: Repository, workspace: bytes, *, limit: int = 50, cursor: str | None = None
+) -> dict[str, Any]:
+    """A page of `all_worktrees`, the main one first, then by their places. Blocks. Raises `cursor_invalid`."""
+    bound = cursors.binding("worktrees", repository.common_dir)
+    listed = [(int(not tree["main"]), place, tree) for place, tree in all_worktrees(repository, workspace).items()]
+    listed.sort(key=lambda row: row[:2])
+    page, after = cursors.page(listed, lambda row: row[:2], bound, limit, cursor)
+    return {"items": [tree for _, _, tree in page], "next_cursor": after}
+
+
+def all_worktrees(repository: Repository, workspace: bytes) -> dict[bytes, dict[str, Any]]:
+    """The working trees of a repository by their places. `workspace`: the workspace's root, absolute and real. Blocks.
 
     `path` is relative to the workspace, null outside of it; `current`: the one that is asked. `head` is null before the first commit
     and where there is no working tree (`bare`); `prunable` says why git would forget it, else null. Raises as `Repository.read`.
     """
     listed = repository.read(["worktree", "list", "--porcelain", "-z"])
-    found: list[dict[str, Any]] = []
+    found: dict[bytes, dict[str, Any]] = {}
     for record in listed.split(b"\0\0"):
         facts = dict(_fact(line) for line in record.split(b"\0") if line)
         if b"worktree" not in facts:
@@ -94,36 +116,8 @@ def worktrees(repository: Repository, workspace: bytes) -> dict[str, Any]:
         }
         if path is not None and (encoded := path_bytes(path)):
             tree["path_bytes"] = encoded
-        found.append(tree)
-    return {"items": found, "next_cursor": None}
-
-
-def conflicts(repository: Repository) -> dict[str, Any]:
-    """The files that a merge left to be resolved, by path, as `items`: `path, kind, base, ours, theirs, exists`. Blocks.
-
-    A side is `oid, mode`, null where the file was not there; `exists`: the working tree has it. Raises `repository_bare`, and as
-    `Repository.read`.
-    """
-    repository.need_worktree()
-    sides: dict[bytes, dict[str, dict[str, str]]] = {}
-    for line in repository.read(["ls-files", "-u", "-z", *repository.limits]).split(b"\0")[:-1]:
-        words, _, name = line.partition(b"\t")
-        parts = text(words).split()
-        if len(parts) != 3 or parts[2] not in _SIDES.values():
-            raise WorkspaceError("git_output_invalid", "git's list of conflicts can't be read.")
-        mode, oid, stage = parts
-        sides.setdefault(name, {})[stage] = {"oid": oid, "mode": mode}
-    found = []
-    for name, stages in sides.items():
-        path = repository.from_git(name)
-        if path is None:
-            continue
-        conflict: dict[str, Any] = {"path": shown(path), "kind": _CONFLICTS["".join(sorted(stages))]}
-        if encoded := path_bytes(path):
-            conflict["path_bytes"] = encoded
-        conflict |= {side: stages.get(stage) for side, stage in _SIDES.items()}
-        found.append({**conflict, "exists": look(repository, name) is not None})
-    return {"items": found, "next_cursor": None}
+        found[place] = tree
+    return found
 
 
 def operation(repository: Repository) -> dict[str, Any] | None:

@@ -14,16 +14,22 @@ from typing import Any
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import shown
 
+from . import cursors
 from .repository import Repository
 
 MAX_LOOKED = 20_000
 
 
-def locks(repository: Repository) -> dict[str, Any]:
-    """The locks that are there: `name, created_at, age_s`, and the git processes that work in the repository. Blocks."""
+def locks(repository: Repository, *, limit: int = 50, cursor: str | None = None) -> dict[str, Any]:
+    """A page of the locks that are there, by name: `name, created_at, age_s`, and the git processes that work in the repository. Blocks.
+
+    Raises `cursor_invalid`.
+    """
     now = time.time()
     items = []
-    for name, path in _found(repository):
+    bound = cursors.binding("locks", repository.git_dir)
+    page, after = cursors.page(sorted(_found(repository)), lambda row: (0, row[0]), bound, limit, cursor)
+    for name, path in page:
         with contextlib.suppress(OSError):
             made = os.lstat(path).st_mtime
             created = datetime.datetime.fromtimestamp(made, datetime.UTC).isoformat(timespec="seconds")
@@ -34,7 +40,7 @@ def locks(repository: Repository) -> dict[str, Any]:
                     "age_s": round(max(0.0, now - made), 1),
                 }
             )
-    return {"items": items, "processes": processes(repository) if items else []}
+    return {"items": items, "next_cursor": after, "processes": processes(repository) if items else []}
 
 
 def clear(repository: Repository, *, force: bool) -> dict[str, Any]:

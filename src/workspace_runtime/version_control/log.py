@@ -13,13 +13,13 @@ from workspace_runtime.errors import WorkspaceError
 
 from . import cursors
 from .cursors import Place
-from .failures import failure
 from .git import Argument
 from .objects import LOG, Fields, commit, rows
 from .repository import Repository
 from .revisions import head, resolve
 
 MAX_WORDS = 1000
+_MAX_BEGIN_SO = 100
 _AS_WORDS = ("--fixed-strings", "--regexp-ignore-case")
 _ID = re.compile(r"[0-9a-f]{7,64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
@@ -47,7 +47,7 @@ def log(
     by_words = [f"--grep={_words(q, 'q')}"] if q else []
     bound = cursors.binding(repository.git_dir, ref, path, author, q)
     limits = repository.paths([path] if path else [])
-    narrowed = bool(by_author or by_words or limits)
+    narrowed = bool(by_author or by_words or len(limits) > 1)
     if cursor is not None:
         place = cursors.decode_place(cursor, bound)
         if narrowed:
@@ -102,19 +102,20 @@ def _by_id(
 ) -> list[Fields]:
     """The commit of the history whose id begins with the words, where the filters let it through."""
     digits = q.lower()
-    if not _ID.fullmatch(digits):
+    # asked as what they are, since a branch may have them for its name
+    found = _ID.fullmatch(digits) and repository.read(["rev-parse", f"--disambiguate={digits}"]).decode().split()
+    if not found or len(found) > _MAX_BEGIN_SO:
         return []
-    try:
-        oid = resolve(repository, digits)
-    except WorkspaceError:
+    listed = repository.read(["cat-file", "--batch-check"], input="\n".join(found).encode() + b"\n").decode()
+    commits = [line.split(" ")[0] for line in listed.splitlines() if line.split(" ")[1] == "commit"]
+    if len(commits) != 1:
         return []
-    if not oid.startswith(digits):  # a ref's name
-        return []
+    oid = commits[0]
     outside = [oid, *(f"^{start}" for start in place.starts)]
     inside = [oid, *(f"^{end}" for end in place.excluded)]
     if _newest(repository, outside) or _newest(repository, inside) != oid:
         return []
-    return rows(repository.read([*LOG, *filters, f"{oid}^!", *(limits or ["--"])]))
+    return rows(repository.read([*LOG, *filters, f"{oid}^!", *limits]))
 
 
 def _newest(repository: Repository, revisions: Sequence[str]) -> str:
@@ -139,7 +140,7 @@ def _page(
     if fresh is None:
         ends = [*place.starts, *(f"^{oid}" for oid in place.excluded)]
         counts = [f"--skip={place.count}", f"--max-count={limit + 1}"]
-        fresh = _walk(repository, place, [*filters, *counts, *ends, *(limits or ["--"])])
+        fresh = _walk(repository, place, [*filters, *counts, *ends, *limits])
     page = fresh[:limit]
     return page, cursors.after(place, page) if len(fresh) > limit else None
 
@@ -151,7 +152,7 @@ def _walk(repository: Repository, place: Place, arguments: Sequence[Argument]) -
             "git_output_too_large", "The messages of these commits are too long for one page: ask for fewer."
         )
     if output.status != 0:
-        raise cursors.invalid() if _is_gone(repository, place) else failure(output.err)
+        raise cursors.invalid() if _is_gone(repository, place) else repository.failed(output)
     return rows(output.out)
 
 

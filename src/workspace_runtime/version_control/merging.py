@@ -1,23 +1,19 @@
-"""Merges and rebases, and the conflicts that stop them."""
+"""Merges and rebases, and what goes on with one that conflicts have stopped."""
 
 import asyncio
 import os
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from workspace_runtime.errors import WorkspaceError
-from workspace_runtime.paths import shown
 
 from . import autostash
 from .configuration import Settings
-from .diff_changes import SUBMODULE
-from .lists import conflicts, operation
+from .lists import operation
 from .obstacles import must_be_free
 from .plain_files import open_file
 from .prepared import prepared_message
-from .repository import Repository, portions
+from .repository import Repository
 from .revisions import full_name, head, resolve
-from .staging import FROM_INPUT, listed
 from .stashing import forget
 from .stops import left_behind, stopped_by_conflicts
 from .switching import where
@@ -30,7 +26,6 @@ _BROUGHT_BACK = "Applied autostash."
 Fast = Literal["ff", "ff-only", "no-ff", "squash"]
 Kind = Literal["merge", "rebase", "am", "cherry-pick", "revert", "bisect"]
 Step = Literal["continue", "abort", "skip"]
-Side = Literal["ours", "theirs", "base", "worktree"]
 
 
 async def merge(work: Work, *, ref: str, mode: Fast | None = None, message: str | None = None) -> dict[str, Any]:
@@ -57,14 +52,14 @@ def _name(repository: Repository, ref: str, oid: str) -> str:
 
     git looks up the name once more. What comes to the branch in that moment is merged as well, as in a terminal.
     """
-    full = full_name(repository, ref)
+    full = full_name(repository, ref, oid)
     is_branch = full.startswith(("refs/heads/", "refs/remotes/")) and (full == ref or full.endswith(f"/{ref}"))
-    return ref if is_branch and ref != "FETCH_HEAD" and resolve(repository, full) == oid else oid
+    return ref if is_branch and ref != "FETCH_HEAD" else oid
 
 
 def _message(repository: Repository, ref: str, oid: str) -> str:
     """The message that git itself would give a merge of this name, since it only sees an id. Blocks."""
-    full = full_name(repository, ref)
+    full = full_name(repository, ref, oid)
     kind = "commit"
     for prefix, word in (("refs/heads/", "branch"), ("refs/remotes/", "remote-tracking branch"), ("refs/tags/", "tag")):
         if full.startswith(prefix):
@@ -188,59 +183,3 @@ def _todo(repository: Repository) -> set[bytes] | None:
     if len(text) > _MAX_TODO:
         return None
     return {words[0] for line in text.split(b"\n") if (words := line.split(maxsplit=1))}
-
-
-async def resolve_conflicts(work: Work, *, paths: Sequence[bytes], use: Side) -> dict[str, Any]:
-    """Settle conflicts: take one side whole, or what stands in the working tree (`worktree`), and put it into the index.
-
-    A side that has no such file deletes it. Of a submodule the index alone takes the side: its folder stays as it is, as after a merge
-    without conflicts. Raises `conflict_not_found`.
-    """
-    repository = work.repository
-    chosen = await work.ask(_chosen, repository, paths)
-    if use == "worktree":
-        await work.git(["add", "--all", "--force", "--sparse", *FROM_INPUT], input=listed(repository, list(chosen)))
-        return await work.ask(conflicts, repository)
-    records, written, gone = [], [], []
-    for path, sides in chosen.items():
-        side, name = sides[use], repository.to_git(path)
-        linked = [each for each in sides.values() if each is not None and each["mode"] == SUBMODULE.decode()]
-        if side is None and not linked:
-            gone.append(path)
-            continue
-        if side is None:  # `git rm` would delete the other repository
-            side = {"mode": "0", "oid": "0" * len(linked[0]["oid"])}
-        elif side["mode"] != SUBMODULE.decode():
-            written.append(name)
-        # the stage is taken by its id: `checkout` has no flag for the base, and does not move a submodule
-        records.append(f"{side['mode']} {side['oid']} 0\t".encode() + name + b"\0")
-    if records:
-        await work.git(["update-index", "-z", "--index-info"], input=b"".join(records))
-    if written:
-        names = b"".join(name + b"\0" for name in written)
-        await work.git(["checkout-index", "--force", "-z", "--stdin"], input=names)
-    if gone:
-        await work.git(["rm", "--quiet", "--force", "--sparse", *FROM_INPUT], input=listed(repository, gone))
-    return await work.ask(conflicts, repository)
-
-
-def _chosen(repository: Repository, paths: Sequence[bytes]) -> dict[bytes, dict[str, Any]]:
-    """The three sides of these files, and of those in these folders. Blocks."""
-    sides: dict[bytes, dict[str, Any]] = {}
-    for part in portions(paths):
-        listing = repository.read(["ls-files", "--unmerged", "-z", "--full-name", *repository.paths(part)])
-        for record in listing.split(b"\0"):
-            facts, _, name = record.partition(b"\t")
-            path = repository.from_git(name) if record else None
-            if path is not None:
-                mode, oid, stage = facts.decode().split(" ")
-                side = ("base", "ours", "theirs")[int(stage) - 1]
-                sides.setdefault(path, {"base": None, "ours": None, "theirs": None})[side] = {"mode": mode, "oid": oid}
-    known = set(sides)
-    for path in sides:
-        while path := os.path.dirname(path):
-            known.add(path)
-    for path in paths:
-        if path not in known:
-            raise WorkspaceError("conflict_not_found", f"{shown(path)!r} has no conflict.", path=shown(path))
-    return sides

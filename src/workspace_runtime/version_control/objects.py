@@ -16,7 +16,6 @@ from typing import Any
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import shown
 
-from .failures import failure
 from .git import MAX_OUTPUT
 from .repository import Repository
 from .revisions import resolve
@@ -88,7 +87,7 @@ def commit_facts(repository: Repository, oid: str) -> dict[str, Any]:
     touches nothing here), and as `Repository.read`.
     """
     # a commit without its parents is a history of one, which paths can limit
-    found = rows(repository.read([*LOG, f"{oid}^!", *(repository.limits or ["--"])]))
+    found = rows(repository.read([*LOG, f"{oid}^!", *repository.limits]))
     if not found:
         raise WorkspaceError("ref_not_found", f"{oid} changes nothing in the workspace.", ref=oid)
     return {**commit(found[0]), "tree": found[0][_TREE].decode()}
@@ -165,7 +164,7 @@ def blob(repository: Repository, path: bytes, *, ref: str) -> Blob:
     if output.cut:
         raise WorkspaceError("git_output_too_large", f"{shown(path)!r} is larger than {MAX_OUTPUT} bytes.")
     if output.status != 0:
-        raise failure(output.err)
+        raise repository.failed(output)
     return Blob(oid, mode, len(output.out), output.out)
 
 

@@ -49,6 +49,15 @@ def refuse(repository: Repository, found: Iterable[bytes]) -> None:
         )
 
 
+def must_be_as_staged(repository: Repository, names: Iterable[bytes]) -> None:
+    """Raises `local_changes_in_way` where something of these names, or in them, has changes that are not staged. Blocks."""
+    command = ["diff", "--name-only", "-z", "--no-renames", "--no-ext-diff", "--ignore-submodules=dirty", "--"]
+    changed = [
+        name for part in portions(list(names)) for name in repository.read([*command, *part]).split(b"\0") if name
+    ]
+    refuse(repository, changed)
+
+
 def intended(repository: Repository, paths: Iterable[bytes] = ()) -> list[bytes]:
     """The files (of these paths of the client's) that the index has a name for and no content: `git add --intent-to-add`. Blocks."""
     command = [
@@ -97,9 +106,9 @@ def _written(repository: Repository, before: str | None, after: str, *, merged: 
         rows = (row.partition(b"\t") for row in listing.split(b"\0") if row)
         return [name for facts, _, name in rows if not facts.startswith(SUBMODULE)]
     command = ["diff-tree", "-r", "-z", "--no-renames", "--diff-filter=d"]
-    output = repository.run([*command, "--merge-base", before, after]) if merged else None
+    output = repository.run([*command, "--merge-base", before, after, "--"]) if merged else None
     # with no base, or with several, all that differs
-    listing = output.out if output and output.status == 0 else repository.read([*command, before, after])
+    listing = output.out if output and output.status == 0 else repository.read([*command, before, after, "--"])
     fields = listing.split(b"\0")
     # git-diff-tree(1), raw output format: `:mode mode id id status`, and the name
     return [

@@ -23,6 +23,8 @@ import orjson
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.processes import finish
 
+from . import cursors
+from .credentials import tellable
 from .git import TOO_MANY, too_many
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,9 @@ State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Call = Callable[["Operation"], Awaitable[dict[str, Any]]]
 
 MAX_KEPT = 100
+# Bytes of one in a list or a frame, and characters of what its error says there.
+MAX_BRIEF = 64 * 1024
+MAX_DETAIL = 2000
 # How many may wait for one repository, and how long a client that waits for the answer stands in line.
 MAX_QUEUED = 32
 PATIENCE_S = 60.0
@@ -71,8 +76,18 @@ class Operation:
     _timer: asyncio.TimerHandle | None = None
     _told: Callable[["Operation"], None] = lambda _: None
 
+    def brief(self) -> bytes:
+        """The operation as JSON in a list or a frame: without its result, and of an error with its code and detail alone, where these
+        are long. `truncated` says it then: `GET` of the operation has all of it."""
+        view = self.view()
+        data = orjson.dumps(view, default=str)
+        if len(data) <= MAX_BRIEF:
+            return data
+        error = self.error and _problem(WorkspaceError(self.error.code, self.error.detail[:MAX_DETAIL]))
+        return orjson.dumps({**view, "result": None, "error": error, "truncated": True}, default=str)
+
     def view(self) -> dict[str, Any]:
-        """The operation as clients see it."""
+        """The whole operation as clients see it."""
         return {
             "id": self.id,
             "kind": self.kind,
@@ -84,6 +99,7 @@ class Operation:
             "progress": self.progress,
             "result": self.result,
             "error": _problem(self.error) if self.error is not None else None,
+            "truncated": False,
         }
 
     def tell_progress(self, progress: dict[str, Any]) -> None:
@@ -103,14 +119,18 @@ class Operation:
         self._changed = asyncio.Event()
         self._told(self)
 
-    async def watch(self) -> AsyncIterator[dict[str, Any]]:
-        """The operation now and after each change, up to its end."""
+    async def watch(self) -> AsyncIterator[bytes]:
+        """The operation (see `brief`) now and after each change, up to its end."""
         while True:
             changed = self._changed
-            yield self.view()
+            yield self.brief()
             if self.status in ENDED:
                 return
             await changed.wait()
+
+
+def _newest_first(operation: Operation) -> tuple[int, bytes]:
+    return -int(operation.id[3:19], 16), operation.id.encode()
 
 
 def _problem(error: WorkspaceError) -> dict[str, Any]:
@@ -252,12 +272,22 @@ class Operations:
         """Raises `WorkspaceError` (`operation_not_found`)."""
         operation = self._all.get(id)
         if operation is None:
-            raise WorkspaceError("operation_not_found", f"There is no operation {id!r}, or it is no longer kept.")
+            raise WorkspaceError(
+                "operation_not_found", f"There is no operation {tellable(id)!r}, or it is no longer kept."
+            )
         return operation
 
     def all(self) -> list[Operation]:
         """Those that are known, the newest first."""
         return list(reversed(self._all.values()))
+
+    def page(self, limit: int, cursor: str | None) -> dict[str, Any]:
+        """A page of those that are known, the newest first: `{"items", "next_cursor"}`. Raises `cursor_invalid`."""
+        bound = cursors.binding("operations")
+        # an id counts up, and its operation may be forgotten meanwhile
+        listed = sorted(self._all.values(), key=_newest_first)
+        found, after = cursors.page(listed, _newest_first, bound, limit, cursor)
+        return {"items": [orjson.Fragment(operation.brief()) for operation in found], "next_cursor": after}
 
     async def close(self) -> None:
         """End all of them. Bounded by how long their processes take to end."""

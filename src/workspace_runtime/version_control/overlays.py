@@ -11,6 +11,7 @@ import shlex
 import stat
 
 from .configuration import Configuration, Settings
+from .git import FULL_NAMES, WORDS
 
 # Programs in sections with a name of their own: `filter.<name>.clean`.
 _NAMED = re.compile(
@@ -66,6 +67,8 @@ def for_writes(configuration: Configuration, top: bytes, *, trusted: bool) -> Se
         ("protocol.ext.allow", "never"),
         ("core.alternateRefsCommand", "true"),
         ("core.quotePath", "false"),
+        FULL_NAMES,
+        WORDS,
         ("i18n.commitEncoding", "UTF-8"),  # of what a client sends
         ("submodule.recurse", "false"),
         ("push.recurseSubmodules", "no"),

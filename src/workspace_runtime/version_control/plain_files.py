@@ -8,6 +8,8 @@ from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import kind_of, shown
 
 _MAX_TEXT = 8192
+_MAX_LOOKED = 500_000
+_IN_EVERY_FOLDER = frozenset({b".gitignore", b".gitattributes", b".gitmodules", b".mailmap"})
 
 
 def must_be_a_file(path: bytes) -> None:
@@ -18,6 +20,22 @@ def must_be_a_file(path: bytes) -> None:
         return
     if not stat.S_ISREG(mode):
         raise invalid(path, f"is {kind_of(mode)}")
+
+
+def must_not_wait(top: bytes) -> None:
+    """Raises `repository_invalid` where a file that git looks for in every folder of a working tree is one that it would wait for.
+
+    Looks at all folders, up to a number of names: for when git keeps us waiting. Blocks.
+    """
+    left = _MAX_LOOKED
+    for above, folders, names in os.walk(top):
+        left -= len(folders) + len(names)
+        if b".git" in folders:
+            folders.remove(b".git")
+        for name in _IN_EVERY_FOLDER.intersection(names):
+            must_be_a_file(os.path.join(above, name))
+        if left < 0:
+            break
 
 
 def open_file(path: bytes) -> BinaryIO | None:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from workspace_runtime.errors import WorkspaceError
-from workspace_runtime.paths import as_text, path_bytes, shown
+from workspace_runtime.paths import path_bytes, shown
 
 from . import cursors
-from .credentials import safe_url
+from .credentials import safe_url, tellable
 from .objects import commits_named, is_remote_head, person, text, when
 from .repository import Repository
 
@@ -78,20 +78,25 @@ def tags(repository: Repository, *, q: str | None = None, limit: int = 50, curso
     }
 
 
-def remotes(repository: Repository) -> dict[str, Any]:
-    """The remotes of the configuration, by name, as `items`: `name, url, push_url`, the secrets in their URLs taken out."""
+def remotes(repository: Repository, *, limit: int = 50, cursor: str | None = None) -> dict[str, Any]:
+    """A page of the remotes of the configuration, by name: `name, url, push_url`, the secrets in their URLs taken out.
+
+    Raises `cursor_invalid`.
+    """
     found: dict[str, dict[str, str]] = {}
     for entry in repository.configuration.entries:
         name = _URL.fullmatch(entry.key)
         if name and entry.value:
             # of several the first is where git fetches from
             found.setdefault(name[1], {}).setdefault(name[2], safe_url(os.fsencode(entry.value)))
+    listed = sorted((os.fsencode(name), urls) for name, urls in found.items() if "url" in urls)
+    bound = cursors.binding("remotes", repository.git_dir)
+    page, after = cursors.page(listed, lambda row: (0, row[0]), bound, limit, cursor)
     items = [
-        {"name": as_text(name), "url": urls["url"], "push_url": urls.get("pushurl", urls["url"])}
-        for name, urls in sorted(found.items())
-        if "url" in urls
+        {"name": tellable(shown(name)), "url": urls["url"], "push_url": urls.get("pushurl", urls["url"])}
+        for name, urls in page
     ]
-    return {"items": items, "next_cursor": None}
+    return {"items": items, "next_cursor": after}
 
 
 def _branch(
@@ -99,9 +104,9 @@ def _branch(
 ) -> dict[str, Any]:
     full, current = text(row[0]), row[3] == b"*"
     there = _AHEAD.fullmatch(tracking) if tracking is not None else None
-    elsewhere = _in_workspace(repository, row[6]) if row[6] and not current else None
+    elsewhere = in_workspace(repository, row[6]) if row[6] and not current else None
     branch = {
-        "name": _short(full),
+        "name": short(full),
         "full": full,
         "oid": text(row[1]),
         "current": current,
@@ -116,7 +121,7 @@ def _branch(
         "worktree": None if elsewhere is None else shown(elsewhere),
     }
     if tracking is not None:
-        branch["upstream"] = {"ref": _short(text(row[4])), "remote": text(row[5]), "gone": tracking == b"gone"}
+        branch["upstream"] = {"ref": short(text(row[4])), "remote": safe_url(row[5]), "gone": tracking == b"gone"}
     if elsewhere is not None and (encoded := path_bytes(elsewhere)):
         branch["worktree_bytes"] = encoded
     return branch
@@ -175,11 +180,13 @@ def _by_name(row: Sequence[bytes]) -> tuple[bool, bytes]:
 
 
 def _fits(full: bytes, q: str | None) -> bool:
-    return not q or q.lower() in _short(text(full)).lower()
+    return not q or q.lower() in short(text(full)).lower()
 
 
-def _short(full: str) -> str:
-    return full.removeprefix(_HEADS).removeprefix(_REMOTES).removeprefix(_TAGS)
+def short(full: str) -> str:
+    """A ref's name without what says of which kind it is."""
+    prefix = next((prefix for prefix in (_HEADS, _REMOTES, _TAGS) if full.startswith(prefix)), "")
+    return full.removeprefix(prefix)
 
 
 def _seconds(raw: bytes) -> int:
@@ -187,7 +194,7 @@ def _seconds(raw: bytes) -> int:
     return min(int(raw), 2**62) if raw.isdigit() and len(raw) < 20 else 0
 
 
-def _in_workspace(repository: Repository, path: bytes) -> bytes | None:
+def in_workspace(repository: Repository, path: bytes) -> bytes | None:
     """An absolute path relative to the workspace; None where it lies outside."""
     workspace = repository.top + b"/" + repository.prefix.rstrip(b"/") if repository.prefix else repository.top
     if repository.root:

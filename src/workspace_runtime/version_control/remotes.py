@@ -7,15 +7,16 @@ import re
 from typing import Any, Literal
 
 from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.paths import as_text
 
-from .credentials import Credentials, bind, carries_password, check_url
+from .credentials import Credentials, bind, carries_password, check_url, redact, tellable
 from .failures import failure
 from .git import READ_PROTOCOLS
 from .obstacles import must_be_free
 from .overlays import detours
 from .push_output import push_refs
 from .repository import Repository
-from .revisions import branch_name, checked, head, resolve
+from .revisions import branch_name, checked, exists, head, resolve
 from .stops import stopped_by_conflicts
 from .switching import where
 from .work import Work
@@ -36,12 +37,26 @@ def must_exist(repository: Repository, remote: str) -> str:
     checked(remote, "remote")
     if any(entry.key == f"remotes.{remote}" for entry in repository.configuration.entries):
         raise WorkspaceError(
-            "remote_not_configured", f"{remote!r} is a group of remotes: name one of them.", remote=remote
+            "remote_not_configured",
+            f"{tellable(remote)!r} is a group of remotes: name one of them.",
+            remote=tellable(remote),
         )
     if remote not in names(repository):
         raise WorkspaceError(
-            "remote_not_configured", f"There is no remote {remote!r}.", remote=remote, remotes=names(repository)
+            "remote_not_configured",
+            "There is no such remote: name one that is configured, an address is none.",
+            remotes=[tellable(as_text(name)) for name in names(repository)],
         )
+    return remote
+
+
+def reachable(repository: Repository, remote: str, *, push: bool = False) -> str:
+    """The same, and for what has no address: git would take the name for one."""
+    must_exist(repository, remote)
+    if not any(
+        repository.configuration.last(f"remote.{remote}.{key}") for key in ("url", *(["pushurl"] if push else []))
+    ):
+        raise WorkspaceError("remote_not_configured", f"The remote {tellable(remote)!r} has no address: set its url.")
     return remote
 
 
@@ -52,9 +67,9 @@ def default_remote(repository: Repository, *, push: bool = False) -> str:
     keys = [f"branch.{branch}.pushremote", "remote.pushdefault"] if push else []
     for key in [*keys, f"branch.{branch}.remote"]:
         if (name := configuration.last(key)) and name != ".":
-            return must_exist(repository, name)
+            return reachable(repository, name, push=push)
     known = names(repository)
-    return must_exist(repository, known[0] if len(known) == 1 else "origin")
+    return reachable(repository, known[0] if len(known) == 1 else "origin", push=push)
 
 
 def bound(url: str, username: str | None, token: str | None) -> Credentials | None:
@@ -75,8 +90,8 @@ def _credentials(
     if found := detours(repository.configuration):
         raise WorkspaceError(
             "credentials_refused",
-            f"The repository's own configuration sets {found[0]}, so a token could go elsewhere: remove it, or set it for the user.",
-            settings=found,
+            f"The repository's own configuration sets {redact(found[0], None)}, so a token could go elsewhere: remove it, or set it for the user.",
+            settings=[redact(key, None) for key in found],
         )
     url = repository.read(["remote", "get-url", *(["--push"] if push else []), "--", remote]).decode("utf-8", "replace")
     return bound(url.removesuffix("\n"), username, token)
@@ -94,7 +109,7 @@ async def fetch(
         wanted = names(repository)
     else:
         wanted = [
-            await work.ask(must_exist, repository, remote) if remote else await work.ask(default_remote, repository)
+            await work.ask(reachable, repository, remote) if remote else await work.ask(default_remote, repository)
         ]
     # one by one, as `--all` has no flag for the program at the other side, and the repository's own must not count
     refusals = []
@@ -107,7 +122,7 @@ async def fetch(
             _UPLOAD,
         ]
         try:
-            await work.ask(must_exist, repository, name)
+            await work.ask(reachable, repository, name)
             credentials = await work.ask(_credentials, repository, name, username, token, push=False)
             await work.git(["fetch", *flags, "--", name], credentials=credentials, network=True)
         except WorkspaceError as refusal:
@@ -148,9 +163,7 @@ async def pull(
     before = await work.ask(head, repository)
     which: list[str] = []
     if remote is not None or branch is not None:
-        remote = (
-            await work.ask(must_exist, repository, remote) if remote else await work.ask(default_remote, repository)
-        )
+        remote = await work.ask(reachable, repository, remote) if remote else await work.ask(default_remote, repository)
         # by its full name: git takes the word `tag` alone for the beginning of a tag's
         which = [remote, *([f"refs/heads/{await work.ask(branch_name, repository, branch)}"] if branch else [])]
     given = token is not None or username is not None
@@ -168,6 +181,8 @@ async def pull(
 def _must_be_free(repository: Repository, which: list[str], before: str | None, mode: Mode | None) -> None:
     """Refuse a pull in whose way something stands that git would replace, as far as is known without the remote. Blocks."""
     known = f"refs/remotes/{which[0]}/{which[1].removeprefix('refs/heads/')}" if len(which) > 1 else "@{upstream}"
+    if len(which) > 1 and not exists(repository, known):
+        return
     found = repository.run(["rev-parse", "--verify", "--quiet", "--end-of-options", f"{known}^{{commit}}"])
     if before is not None and found.status == 0:
         configuration = repository.configuration
@@ -195,7 +210,7 @@ async def push(
     named = remote is not None or branch is not None or set_upstream or isinstance(force_with_lease, str)
     given = token is not None or username is not None
     where_to = (
-        await work.ask(must_exist, repository, remote)
+        await work.ask(reachable, repository, remote, push=True)
         if remote is not None
         else (await work.ask(default_remote, repository, push=True) if named or given else None)
     )
@@ -217,9 +232,9 @@ async def push(
         env=protocols,
         network=True,
     )
-    refs = push_refs(output.out)
+    refs = [{**ref, "reason": ref["reason"] and redact(ref["reason"], credentials)} for ref in push_refs(output.out)]
     if output.status != 0:
-        raise failure(output.err, refs)
+        raise failure(output.err, refs, network=True)
     return {"remote": where_to, "refs": refs}
 
 
@@ -232,7 +247,8 @@ def _pushed(repository: Repository, branch: str | None, *, needed: bool) -> str 
         if branch is None:
             raise WorkspaceError("head_detached", "No branch is checked out: name the one to push.")
     branch_name(repository, branch)
-    resolve(repository, f"refs/heads/{branch}", field="branch")
+    if not exists(repository, f"refs/heads/{branch}"):
+        raise WorkspaceError("ref_not_found", f"There is no branch {branch!r}.", ref=branch)
     return f"refs/heads/{branch}"
 
 
@@ -244,7 +260,7 @@ async def add(work: Work, *, name: str, url: str) -> dict[str, Any]:
     await work.ask(_remote_name, work.repository, name)
     _must_be_takeable(url)
     if name in names(work.repository):
-        raise WorkspaceError("remote_exists", f"There is a remote {name!r} already.", remote=name)
+        raise WorkspaceError("remote_exists", f"There is a remote {tellable(name)!r} already.", remote=tellable(name))
     await work.git(["remote", "add", "--", name, url])
     return {"name": name}
 
@@ -258,7 +274,9 @@ async def change(work: Work, *, name: str, new_name: str | None, url: str | None
     if new_name is not None and renamed:
         await work.ask(_remote_name, work.repository, new_name)
         if new_name in names(work.repository):
-            raise WorkspaceError("remote_exists", f"There is a remote {new_name!r} already.", remote=new_name)
+            raise WorkspaceError(
+                "remote_exists", f"There is a remote {tellable(new_name)!r} already.", remote=tellable(new_name)
+            )
     # all of it is known to be possible: nothing is done by halves
     if url is not None:
         await work.git(["remote", "set-url", "--", name, url])
@@ -286,4 +304,4 @@ def _remote_name(repository: Repository, name: str) -> None:
     """As git checks it (remote.c, valid_remote_name). Blocks."""
     checked(name, "name")
     if repository.run(["check-ref-format", f"refs/remotes/{name}/x"]).status != 0:
-        raise WorkspaceError("ref_invalid", f"name: {name!r} can't be the name of a remote.", field="name")
+        raise WorkspaceError("ref_invalid", f"name: {tellable(name)!r} can't be the name of a remote.", field="name")

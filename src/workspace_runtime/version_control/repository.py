@@ -3,7 +3,9 @@
 Two kinds of paths: the client's are relative to `root`, git's to `top`; `to_git` and `from_git` lead from one to the other.
 """
 
+import functools
 import os
+import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +15,9 @@ from .configuration import Configuration, Settings
 from .failures import failure
 from .git import MAX_OUTPUT, READ_SECONDS, Argument, Output, Stop, read_environment, run, succeeded, write_environment
 from .overlays import for_reads, for_writes
+from .plain_files import must_not_wait
 
+_PROMISED = re.compile(r"extensions\.partialclone|remote\..*\.(promisor|partialclonefilter)", re.DOTALL)
 _ARGUMENT_BYTES = 256 * 1024  # of the 2 MB that the system takes
 
 
@@ -54,8 +58,9 @@ class Repository:
 
     @property
     def limits(self) -> list[Argument]:
-        """Arguments that limit a command to what is the workspace's: nothing, or `--` and the folder."""
-        return ["--", self.prefix] if self.prefix else []
+        """Arguments that limit a command to what is the workspace's: `--`, so that no name before it is taken for a file's, and the
+        folder where it is not all."""
+        return ["--", self.prefix] if self.prefix else ["--"]
 
     def paths(self, paths: Sequence[bytes]) -> list[Argument]:
         """Arguments that limit a command to these paths of the client's; none means all that is the workspace's."""
@@ -97,7 +102,17 @@ class Repository:
     ) -> Output:
         """Run a git command that only reads. Blocks. Raises as `git.run`."""
         environment = {**self.environment(settings), **(env or {})}
-        return run(arguments, cwd=self.top, env=environment, stop=self.stop, input=input, limit=limit, seconds=seconds)
+        look = None if self.bare else functools.partial(must_not_wait, self.top)
+        return run(
+            arguments,
+            cwd=self.top,
+            env=environment,
+            stop=self.stop,
+            input=input,
+            limit=limit,
+            seconds=seconds,
+            look=look,
+        )
 
     def read(
         self,
@@ -110,10 +125,27 @@ class Repository:
         """As `run`; the output of a command that must succeed. Raises `WorkspaceError` also when git failed, or wrote too much."""
         output = self.run(arguments, input=input, settings=settings)
         if not succeeded(output, ok):
-            raise failure(output.err)
+            raise self.failed(output)
         if output.cut:
             raise WorkspaceError("git_output_too_large", "git has more to say than one answer holds: ask for less.")
         return output.out
+
+    def failed(self, output: Output) -> WorkspaceError:
+        """What a read means that did not succeed."""
+        fault = failure(output.err, network=self.partial)
+        if fault.code == "remote_url_refused":
+            return WorkspaceError(
+                "object_missing",
+                "The repository is a partial clone of a folder of this machine, from where reads fetch nothing, since that would run what"
+                " that one says. Get the rest in a terminal: git fetch --refetch --no-filter.",
+                **fault.data,
+            )
+        return fault
+
+    @property
+    def partial(self) -> bool:
+        """Whether reading it may have git fetch what it lacks (git-clone(1), `--filter`)."""
+        return any(_PROMISED.fullmatch(entry.key) for entry in self.configuration.entries)
 
     def trees(self) -> list[bytes]:
         """The real places of all its working trees, the main one's first. Blocks. Raises as `read`."""

@@ -4,6 +4,7 @@ import re
 
 from workspace_runtime.errors import WorkspaceError
 
+from .credentials import tellable
 from .failures import failure
 from .git import Output
 from .repository import Repository
@@ -18,7 +19,7 @@ def checked(name: str, field: str = "ref") -> str:
     if not name or name.startswith("-") or len(name) > MAX_NAME or _CONTROL.search(name):
         raise WorkspaceError(
             "ref_invalid",
-            f"{field}: {name[:100]!r} is no name: it must not be empty, begin with '-', or hold control characters.",
+            f"{field}: {tellable(name)[:100]!r} is no name: it must not be empty, begin with '-', or hold control characters.",
             field=field,
         )
     try:
@@ -40,7 +41,9 @@ def resolve(repository: Repository, name: str, kind: str = "commit", *, field: s
     if oid is not None:
         oid = _parsed(repository, f"{oid}^{{{kind}}}")
     if oid is None:
-        raise WorkspaceError("ref_not_found", f"{name!r} names no {kind} of the repository.", ref=name)
+        raise WorkspaceError(
+            "ref_not_found", f"{tellable(name)!r} names no {kind} of the repository.", ref=tellable(name)
+        )
     return oid
 
 
@@ -58,6 +61,16 @@ def _parsed(repository: Repository, revision: str) -> str | None:
 
 def _asked(repository: Repository, revision: str) -> Output:
     return repository.run(["rev-parse", "--verify", "--quiet", "--end-of-options", revision])
+
+
+def exists(repository: Repository, ref: str) -> bool:
+    """Whether there is a ref of this full name. Blocks."""
+    return repository.run(["show-ref", "--verify", "--quiet", "--", ref]).status == 0
+
+
+def alone(oid: str) -> str:
+    """A commit's id as a command takes it that also takes names: so it means the commit, and never a branch or tag that was called so."""
+    return f"{oid}^{{commit}}"
 
 
 def head(repository: Repository) -> str | None:
@@ -83,11 +96,13 @@ def head(repository: Repository) -> str | None:
     )
 
 
-def full_name(repository: Repository, name: str) -> str:
-    """The ref that a revision names, as `refs/heads/main`; empty where it names a commit in another way. Blocks."""
+def full_name(repository: Repository, name: str, oid: str) -> str:
+    """The ref that a revision with this `oid` names, as `refs/heads/main`; empty where it names a commit in another way. Blocks."""
     output = repository.run(["rev-parse", "--symbolic-full-name", "--end-of-options", checked(name)])
     # some versions of git repeat the option
-    return output.out.decode("utf-8", "replace").strip().split("\n")[-1].removeprefix("--end-of-options")
+    full = output.out.decode("utf-8", "replace").strip().split("\n")[-1].removeprefix("--end-of-options")
+    # an id is told as the branch that is called so
+    return full if full and _parsed(repository, f"{full}^{{commit}}") == oid else ""
 
 
 def current_branch(repository: Repository) -> str | None:
@@ -105,8 +120,8 @@ def empty_tree(repository: Repository) -> str:
 def branch_name(repository: Repository, name: str, *, field: str = "branch") -> str:
     """A name that a branch may have. Raises `ref_invalid`. Blocks."""
     checked(name, field)
-    if repository.run(["check-ref-format", f"refs/heads/{name}"]).status != 0 or name == "HEAD":
-        raise WorkspaceError("ref_invalid", f"{field}: {name!r} can't be the name of a branch.", field=field)
+    if repository.run(["check-ref-format", f"refs/heads/{name}"]).status != 0 or name in ("HEAD", "@"):
+        raise WorkspaceError("ref_invalid", f"{field}: {tellable(name)!r} can't be the name of a branch.", field=field)
     return name
 
 
@@ -114,5 +129,5 @@ def tag_name(repository: Repository, name: str, *, field: str = "name") -> str:
     """A name that a tag may have. Raises `ref_invalid`. Blocks."""
     checked(name, field)
     if repository.run(["check-ref-format", f"refs/tags/{name}"]).status != 0:
-        raise WorkspaceError("ref_invalid", f"{field}: {name!r} can't be the name of a tag.", field=field)
+        raise WorkspaceError("ref_invalid", f"{field}: {tellable(name)!r} can't be the name of a tag.", field=field)
     return name

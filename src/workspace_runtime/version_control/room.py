@@ -29,6 +29,7 @@ from .git import TOO_MANY, Stop, StoppedError, too_many
 from .operations import Operation, Operations
 from .repository import Repository
 from .status import Status, Untracked
+from .submodules import Find
 from .work import Work
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class VersionControl:
         self._statuses_lock = threading.Lock()
         self._stops: set[Stop] = set()
         self._closing = False
+        self.find_module: Find = lambda path, stop: find(self.root, path, self._known, stop)
         self.operations = Operations(state / "operations", lambda operation: self.told(operation))
         self.told: Callable[[Operation], None] = lambda _: None
         # called, in any thread, with the root of each repository that is read

@@ -17,6 +17,7 @@ from .obstacles import contents, in_way, intended, refuse, remove_empty
 from .overlays import for_reads
 from .repository import Repository, portions
 from .revisions import head
+from .submodules import not_looking_inside
 from .work import Work
 
 FROM_INPUT = ("--pathspec-from-file=-", "--pathspec-file-nul")
@@ -44,10 +45,11 @@ async def stage(
     work: Work, *, paths: Sequence[bytes], hunks: Hunks, every: bool = False, force: bool = False
 ) -> dict[str, Any]:
     """Put files (changed, new or deleted), or some hunks of files, into the index. `force`: also what is ignored, or outside of a
-    sparse checkout."""
+    sparse checkout. Answers what git has warned of, such as that a repository in this one is staged as a link to a commit alone."""
     linked = await work.ask(_linked, work.repository) if every or paths else []
+    warnings: list[str] = []
     if every:
-        await work.git(["add", "--all", "--", ".", *(_EXCEPT + path for path in linked)])
+        warnings = (await work.git(["add", "--all", "--", ".", *(_EXCEPT + path for path in linked)])).warnings
     if paths:
         for path in paths:
             if b".git" in path.split(b"/"):  # git would take it, and do nothing
@@ -59,10 +61,11 @@ async def stage(
         if not force and work.repository.configuration.flag("core.sparsecheckout"):
             # of what lies outside git tells when it has staged the others
             await work.git(["add", "--all", "--dry-run", *FROM_INPUT], input=chosen)
-        await work.git(["add", "--all", *(["--force", "--sparse"] if force else []), *FROM_INPUT], input=chosen)
+        command = ["add", "--all", *(["--force", "--sparse"] if force else []), *FROM_INPUT]
+        warnings = (await work.git(command, input=chosen)).warnings
     if hunks.of:
         await _apply(work, hunks, ["--cached"])
-    return {}
+    return {"warnings": warnings} if warnings else {}
 
 
 async def unstage(work: Work, *, paths: Sequence[bytes], hunks: Hunks, every: bool = False) -> dict[str, Any]:
@@ -149,8 +152,9 @@ def _patch(repository: Repository, hunks: Hunks, *, staged: bool, reverse: bool)
     """A patch of the hunks, from the difference that the client has read. Blocks. Raises `hunk_not_found`, `hunk_filtered`, and
     `path_invalid` for the commit of a submodule that is to be undone."""
     wanted = {repository.to_git(path): ids for path, ids in hunks.of.items()}
-    command: list[Argument] = ["diff", *(["--cached"] if staged else [])]
-    settings = list(CONFIG.items())
+    quiet, of_submodules = not_looking_inside(repository)
+    command: list[Argument] = ["diff", *quiet, *(["--cached"] if staged else [])]
+    settings = [*CONFIG.items(), *of_submodules]
     # among all files, or git does not see what was renamed; their content may be more than one answer holds
     flags = [flag for flag in diff_arguments(patch=False) if flag != "--numstat"]
     records = read_changes(repository.read([*command, *flags], settings=settings), cut=False)[0]

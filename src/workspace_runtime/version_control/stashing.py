@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.paths import shown
 from workspace_runtime.processes import finish
 
 from .autostash import entries, store
-from .failures import failure
+from .credentials import tellable
 from .git import succeeded
-from .lists import operation, stashes
-from .obstacles import must_be_free
+from .lists import all_stashes, operation
+from .obstacles import MAX_NAMED, intended, must_be_free
 from .repository import Repository, portions
 from .revisions import head
 from .staging import FROM_INPUT, listed
@@ -56,6 +57,8 @@ async def put_away(
     except WorkspaceError as fault:
         if stash := await work.at_last(_made, before, message):
             fault.data["stash"] = stash
+        if fault.code == "git_failed" and (names := await work.ask(intended, work.repository)):
+            raise _intended(work.repository, names, fault) from None
         raise
     except asyncio.CancelledError:
         if stash := await work.at_last(_made, before, message):
@@ -63,6 +66,16 @@ async def put_away(
         raise
     work.operation.notes["stash"] = made  # from here on it must be told of, also if what follows is cancelled
     return made
+
+
+def _intended(repository: Repository, names: Sequence[bytes], fault: WorkspaceError) -> WorkspaceError:
+    """The refusal of a stash that git can't make, since the index has names without a content."""
+    paths = [shown(path) for name in names if (path := repository.from_git(name)) is not None]
+    return WorkspaceError(
+        "path_intended",
+        f"{', '.join(map(repr, paths[:3]))}: only announced (git add --intent-to-add), which no stash can hold. Stage it whole, or unstage it.",
+        **{**fault.data, "paths": paths[:MAX_NAMED]},
+    )
 
 
 def _has_untracked(repository: Repository, paths: Sequence[bytes]) -> bool:
@@ -74,7 +87,7 @@ def _has_untracked(repository: Repository, paths: Sequence[bytes]) -> bool:
         command = ["ls-files", "-z", "--others", "--exclude-standard", *repository.paths(part)]
         output = repository.run(command, limit=_MAX_LOOKED_AT)
         if not succeeded(output):
-            raise failure(output.err)
+            raise repository.failed(output)
         if output.cut or any(name and not name.endswith(b"/") for name in output.out.split(b"\0")):
             return True
     return False
@@ -107,7 +120,7 @@ async def push(
     flags = ((_UNTRACKED, include_untracked), ("--keep-index", keep_index), ("--staged", staged))
     arguments = [flag for flag, wanted in flags if wanted]
     oid = await put_away(work, arguments, message=message, paths=paths)
-    made = (await work.ask(stashes, work.repository))["items"]
+    made = await work.ask(all_stashes, work.repository)
     found = next((stash for stash in made if stash["oid"] == oid), None)
     if oid is None or found is None:
         raise WorkspaceError("nothing_to_stash", "There are no such changes to put away.")
@@ -166,7 +179,7 @@ async def _forget(work: Work, oid: str) -> bool:
         before = [id for id, _ in await work.at_last(entries)]
         if oid not in before:
             return False
-        output = await work.git(["stash", "drop", f"stash@{{{before.index(oid)}}}"])
+        output = await work.git(["stash", "drop", f"refs/stash@{{{before.index(oid)}}}"])
         told = _DROPPED.search(output.out)
         after = [id for id, _ in await work.at_last(entries)]
         # git looks up the id, and then the place: it may tell of one and have dropped another
@@ -182,12 +195,13 @@ async def _forget(work: Work, oid: str) -> bool:
 
 def _find(repository: Repository, name: str) -> dict[str, Any]:
     """A stash by its place or id. Blocks. Raises `stash_not_found`."""
-    for stash in stashes(repository)["items"]:
+    for stash in all_stashes(repository):
         if name in (str(stash["index"]), stash["oid"]):
-            found: dict[str, Any] = stash
-            return found
+            return stash
     raise _missing(name)
 
 
 def _missing(name: str) -> WorkspaceError:
-    return WorkspaceError("stash_not_found", f"There is no stash {name!r}: list them, places move when one goes.")
+    return WorkspaceError(
+        "stash_not_found", f"There is no stash {tellable(name)!r}: list them, places move when one goes."
+    )

@@ -16,14 +16,15 @@ from .answers import tagged_json
 from .configuration import Settings
 from .counts import Count, Counts
 from .discovery import Known, find
-from .failures import failure
 from .git import Argument, succeeded
 from .index_copy import IndexCopy
 from .lists import operation
+from .plain_files import must_be_a_file
+from .refs import short
 from .repository import Repository
 from .revisions import current_branch, head
 from .status_output import CHANGES, CONFLICTS, Change, Parsed, parse
-from .submodules import UNCACHED, Find, submodules, with_dirt
+from .submodules import UNCACHED, Find, not_looking_inside, submodules, with_dirt
 from .untracked_cache import UnreadableError, folders
 
 Untracked = Literal["all", "normal", "no"]
@@ -50,36 +51,44 @@ class Status:
         """The state as JSON, and its entity tag. Blocks. Raises as `Repository.read`."""
         if repository.bare:
             return tagged_json(_bare(repository))
+        flags, inside = not_looking_inside(repository)
         question = [
-            "status", "--porcelain=v2", "-z", "--branch", "--show-stash", "--ahead-behind", "--find-renames", "--ignore-submodules=dirty",
+            "status", "--porcelain=v2", "-z", "--branch", "--show-stash", "--ahead-behind", "--find-renames", *flags,
             f"--untracked-files={untracked}", *(["--ignored=matching"] if ignored else []), *repository.limits,
         ]  # fmt: skip
         # only the usual question may write what it has found out: another one would take that away
         usual = untracked == "all" and not ignored and not repository.prefix
-        parsed = self._asked_with_copy(repository, question, keep=usual)
+        for name in (
+            b".gitignore",
+            b".gitattributes",
+        ):  # in other folders they are looked for when git keeps us waiting
+            must_be_a_file(os.path.join(repository.top, name))
+        parsed = self._asked_with_copy(repository, question, inside, keep=usual)
         env = {"GIT_INDEX_FILE": str(self._copy.path)} if parsed is not None else {}
         if parsed is None:
-            parsed = _asked(repository, question, UNCACHED, {})
+            parsed = _asked(repository, question, [*UNCACHED, *inside], {})
         modules = self._modules_of(repository)
         changes = with_dirt(repository, modules, parsed.changes, self._find) if modules else parsed.changes
         counts = self._counts.of(repository, changes[:MAX_FILES], env, parsed.oid)
         return tagged_json(_body(repository, parsed, changes, counts))
 
-    def _asked_with_copy(self, repository: Repository, question: Sequence[Argument], *, keep: bool) -> Parsed | None:
+    def _asked_with_copy(
+        self, repository: Repository, question: Sequence[Argument], inside: Settings, *, keep: bool
+    ) -> Parsed | None:
         """What git says of the copy of the index; None where there can be none, or git can't work with it (a full disk)."""
         copy = self._copy
         env = {"GIT_INDEX_FILE": str(copy.path), "GIT_OPTIONAL_LOCKS": "1" if keep else "0"}
         try:
             if not self._prepared(repository, env):
                 return None
-            parsed = _asked(repository, question, _CACHED, env)
+            parsed = _asked(repository, question, [*_CACHED, *inside], env)
             # a folder that changes has git write its cache again: where the copy is as it was, none has
             sure = copy.fresh or (keep and copy.look() == self._checked)
             if (not sure and self._is_mistaken(repository)) or _are_gone(repository, parsed.changes):
                 copy.forget()
                 if not self._prepared(repository, env):
                     return None
-                parsed = _asked(repository, question, _CACHED, env)
+                parsed = _asked(repository, question, [*_CACHED, *inside], env)
         except WorkspaceError as fault:
             if fault.code != "git_failed":
                 raise
@@ -131,7 +140,7 @@ class Status:
 def _asked(repository: Repository, command: Sequence[Argument], settings: Settings, env: dict[str, str]) -> Parsed:
     output = repository.run(command, settings=settings, env=env)
     if not succeeded(output):
-        raise failure(output.err)
+        raise repository.failed(output)
     if output.cut:
         raise WorkspaceError("git_output_too_large", "Too much has changed: leave the untracked files out.")
     return parse(output.out)
@@ -154,7 +163,12 @@ def _body(repository: Repository, parsed: Parsed, changes: list[Change], counts:
     upstream = None
     if parsed.upstream is not None:
         gone = parsed.ahead is None and parsed.oid is not None
-        upstream = {"ref": parsed.upstream, "ahead": parsed.ahead, "behind": parsed.behind, "gone": gone}
+        upstream = {
+            "ref": _upstream(repository, parsed.upstream, parsed.branch),
+            "ahead": parsed.ahead,
+            "behind": parsed.behind,
+            "gone": gone,
+        }
     head = {"branch": parsed.branch, "oid": parsed.oid, "detached": parsed.branch is None, "unborn": parsed.oid is None}
     files = []
     for change in changes:
@@ -170,6 +184,14 @@ def _body(repository: Repository, parsed: Parsed, changes: list[Change], counts:
         "file_count": len(files),
         "truncated": len(files) > MAX_FILES,
     }
+
+
+def _upstream(repository: Repository, ref: str, branch: str | None) -> str:
+    """The upstream's name as the list of branches has it. git puts a part of the full name before one that another ref has too."""
+    if branch is None or not ref.startswith(("heads/", "remotes/")):
+        return ref
+    full = repository.read(["for-each-ref", "--format=%(upstream)", f"refs/heads/{branch}"])
+    return short(full.decode("utf-8", "replace").strip()) or ref
 
 
 def _facts(repository: Repository) -> dict[str, Any]:

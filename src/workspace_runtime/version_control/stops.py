@@ -5,15 +5,16 @@ be brought back git tells by words alone: its status is that of the command, whi
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import shown
 
 from .autostash import entries
+from .conflicts import unmerged
 from .git import Output
-from .lists import conflicts, operation
+from .lists import operation
 from .repository import Repository
 from .work import Work
 
@@ -30,17 +31,17 @@ async def stopped_by_conflicts(work: Work, arguments: Sequence[str], **how: Any)
     try:
         output = await work.git(arguments, **how)
     except WorkspaceError as fault:
-        found = await work.ask(conflicts, work.repository)
-        if not found["items"]:
+        found = await work.ask(unmerged, work.repository)
+        if not found:
             if fault.code == "local_changes_in_way" and not fault.data["paths"]:
                 fault.data["paths"] = await work.ask(_in_way, work.repository, fault.data["output"])
             raise
         under_way = await work.ask(operation, work.repository)
         raise WorkspaceError(
             "merge_conflict",
-            f"{len(found['items'])} files have conflicts. "
+            f"{len(found)} files have conflicts. "
             + ("Resolve them, then continue or abort." if under_way else "Resolve them."),
-            files=_files(found), operation=under_way, output=fault.data.get("output"),
+            files=_files(work.repository, found), operation=under_way, output=fault.data.get("output"),
         ) from None  # fmt: skip
     return await left_behind(work, output)
 
@@ -52,11 +53,12 @@ async def left_behind(work: Work, output: Output) -> dict[str, Any]:
         return {"stash": None, "files": []}
     listed = await work.ask(entries, work.repository)
     stash = next((oid for oid, told in listed if told.endswith(_MESSAGE)), None)
-    return {"stash": stash, "files": _files(await work.ask(conflicts, work.repository))}
+    files = _files(work.repository, await work.ask(unmerged, work.repository))
+    return {"stash": stash, "files": files}
 
 
-def _files(found: dict[str, Any]) -> list[str]:
-    return [item["path"] for item in found["items"]][:_MAX_NAMED]
+def _files(repository: Repository, names: Iterable[bytes]) -> list[str]:
+    return [shown(repository.from_git(name) or b"") for name in names][:_MAX_NAMED]
 
 
 def _in_way(repository: Repository, words: str) -> list[str]:

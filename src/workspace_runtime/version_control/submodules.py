@@ -9,20 +9,20 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from workspace_runtime.errors import WorkspaceError
 
 from .configuration import Settings
 from .diff_changes import SUBMODULE
-from .git import READ_SECONDS, Stop
+from .git import READ_SECONDS, Argument, Stop
 from .index_copy import BINARY_SUBMODULE, is_split
 from .plain_files import open_file
 from .repository import Repository
 from .status_output import Change, parse
 
-MAX_SUBMODULES = 100  # that one answer looks into, also those in others
+MAX_SUBMODULES = 1000  # that one answer looks into, also those in others
 _DEPTH = 4
 # Of a cache that is not our own copy's nobody knows what has become of its folders.
 UNCACHED: Settings = [("core.untrackedCache", "false")]
@@ -62,12 +62,7 @@ def with_dirt(repository: Repository, modules: list[bytes], changes: list[Change
     looks = _Looks(find, MAX_SUBMODULES, time.monotonic() + READ_SECONDS)
     by_path = {change.path: at for at, change in enumerate(changes)}
     changes = list(changes)
-    ignored = _ignored(repository)
-    for path in modules:
-        ignore = ignored.get(path, "none")
-        modified, untracked = looks.dirt(repository, path, _DEPTH)
-        modified &= ignore not in ("all", "dirty")
-        untracked &= ignore not in ("all", "dirty", "untracked")
+    for path, modified, untracked in looks.all(repository, modules):
         if not (modified or untracked):
             continue
         letters = ("M" if modified else ".") + ("U" if untracked else ".")
@@ -90,6 +85,17 @@ class _Looks:
     left: int
     end: float
 
+    def all(
+        self, repository: Repository, modules: Iterable[bytes], depth: int = _DEPTH
+    ) -> Iterator[tuple[bytes, bool, bool]]:
+        """What `dirt` says of each, as far as it is not to be ignored."""
+        ignored = ignored_by(repository)
+        for path in modules:
+            ignore = ignored.of(path) or "none"
+            if ignore not in ("all", "dirty"):
+                modified, untracked = self.dirt(repository, path, depth)
+                yield path, modified, untracked and ignore != "untracked"
+
     def dirt(self, repository: Repository, path: bytes, depth: int) -> tuple[bool, bool]:
         """Whether something tracked has changed in a submodule, and whether it has untracked files."""
         inner = repository.from_git(path)
@@ -105,34 +111,81 @@ class _Looks:
             return False, False
         if rest or module.root != place or module.bare:
             return False, False  # not checked out
-        arguments = ["status", "--porcelain=v2", "-z", "--untracked-files=normal", "--ignore-submodules=dirty"]
-        changes = parse(module.run(arguments, settings=UNCACHED).out).changes
+        flags, settings = not_looking_inside(module)
+        arguments = ["status", "--porcelain=v2", "-z", "--untracked-files=normal", *flags]
+        changes = parse(module.run(arguments, settings=[*UNCACHED, *settings]).out).changes
         untracked = any(change.code == "??" for change in changes)
         modified = any(change.code != "??" for change in changes)
-        for nested in submodules(module):
-            modified |= any(self.dirt(module, nested, depth - 1))
+        for _, *nested in self.all(module, submodules(module), depth - 1):
+            modified |= any(nested)
         return modified, untracked
 
 
-def _ignored(repository: Repository) -> dict[bytes, str]:
-    """How much of which submodule is to be ignored (gitmodules(5))."""
+def dirty(repository: Repository, modules: Sequence[bytes], find: Find) -> list[bytes]:
+    """Those of these submodules that `git diff` tells as changed inside: with untracked files alone only where it is told to. Blocks.
+
+    Raises `git_timeout`."""
+    looks = _Looks(find, MAX_SUBMODULES, time.monotonic() + READ_SECONDS)
+    ignored = ignored_by(repository)
+    return [
+        path
+        for path, modified, untracked in looks.all(repository, modules)
+        if modified or (untracked and ignored.of(path) == "none")
+    ]
+
+
+# --- what is to be ignored --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """How much of which submodule is to be ignored: by its name, and the others (None: nobody has said)."""
+
+    names: dict[bytes, bytes]
+    values: dict[bytes, str]
+    others: str | None
+
+    def of(self, path: bytes) -> str | None:
+        """`all`, `dirty`, `untracked`, `none`; None where nobody has said."""
+        name = self.names.get(path)
+        return self.values.get(name, self.others) if name is not None else self.others
+
+
+def ignored_by(repository: Repository) -> Ignored:
+    """What the configuration and `.gitmodules` say (gitmodules(5), `ignore`; git-config(1), `diff.ignoreSubmodules`). Blocks."""
+    own = repository.configuration
     file = os.path.join(repository.top, b".gitmodules")
     listed = b""
     with contextlib.suppress(OSError):
         if stat.S_ISREG(os.lstat(file).st_mode):
             pattern = r"^submodule\..*\.(path|ignore)$"
             listed = repository.run(["config", "-z", "--file", file, "--get-regexp", pattern]).out
-    paths: dict[bytes, bytes] = {}
-    ignored: dict[bytes, str] = {}
+    names: dict[bytes, bytes] = {}
+    values: dict[bytes, str] = {}
     for entry in listed.split(b"\0"):
         key, _, value = entry.partition(b"\n")
         found = _DESCRIBED.fullmatch(key)
         if found and found[2] == b"path":
-            paths[found[1]] = value
+            names[value] = found[1]
         elif found:
-            ignored[found[1]] = value.decode("utf-8", "replace")
-    own = repository.configuration
-    return {
-        path: own.last(f"submodule.{os.fsdecode(name)}.ignore") or ignored.get(name, "none")
-        for name, path in paths.items()
-    }
+            values[found[1]] = value.decode("utf-8", "replace")
+    for name in names.values():
+        if (said := own.last(f"submodule.{os.fsdecode(name)}.ignore")) is not None:
+            values[name] = said
+    return Ignored(names, values, own.last("diff.ignoresubmodules"))
+
+
+def not_looking_inside(repository: Repository) -> tuple[list[Argument], Settings]:
+    """The flags and settings under which git ignores what is to be ignored, and looks into no submodule: that would run the filters
+    that their own configurations name. Blocks."""
+    ignored = ignored_by(repository)
+    if ignored.others != "all" and "all" not in ignored.values.values():
+        # for all of them alike; what `.gitmodules` says is not read then, where one wrong word has git end
+        return ["--ignore-submodules=dirty"], []
+    settings: Settings = [("diff.ignoreSubmodules", "all" if ignored.others == "all" else "dirty")]
+    settings += [
+        (f"submodule.{os.fsdecode(name)}.ignore", "dirty")
+        for name, value in ignored.values.items()
+        if value not in ("all", "dirty")
+    ]
+    return [], settings

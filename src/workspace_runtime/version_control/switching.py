@@ -7,7 +7,7 @@ from workspace_runtime.errors import WorkspaceError
 from .lists import operation
 from .obstacles import intended, must_be_free, refuse
 from .repository import Repository
-from .revisions import branch_name, checked, current_branch, full_name, head, resolve, tag_name
+from .revisions import alone, branch_name, checked, current_branch, exists, full_name, head, resolve, tag_name
 from .stashing import bring_back, in_progress, put_away
 from .work import Work
 
@@ -42,7 +42,7 @@ async def checkout(
     elif local_changes == "discard":
         await work.ask(_must_keep, repository, revision)
     try:
-        await work.git(["switch", "--quiet", "--no-progress", "--no-overwrite-ignore", *how, *arguments])
+        output = await work.git(["switch", "--quiet", "--no-progress", "--no-overwrite-ignore", *how, *arguments])
     except WorkspaceError as fault:
         if stash is not None:
             try:
@@ -50,7 +50,8 @@ async def checkout(
             except WorkspaceError:  # it is kept then: whoever asked must know of it
                 fault.data["stash"] = stash
         raise
-    return {**(await work.ask(where, repository)), "stash": stash}
+    warned = {"warnings": output.warnings} if output.warnings else {}
+    return {**(await work.ask(where, repository)), "stash": stash, **warned}
 
 
 def where(repository: Repository) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def _target(
         return ["--create", branch, *start_of(repository, start_point)], start_point or "HEAD"
     checked(branch, "branch")
     if detach:
-        return ["--detach", oid := resolve(repository, branch, field="branch")], oid
+        return ["--detach", alone(oid := resolve(repository, branch, field="branch"))], oid
     if exists(repository, f"refs/heads/{branch}"):
         return [branch], f"refs/heads/{branch}"
     if branch == current_branch(repository):
@@ -96,13 +97,9 @@ def _target(
         names = repository.read(["remote"]).decode("utf-8", "surrogateescape").split("\n")
         refs = [ref for name in names if name and exists(repository, ref := f"refs/remotes/{name}/{branch}")]
         if len(refs) == 1:
-            return ["--guess", branch], refs[0]
-    return ["--detach", oid := resolve(repository, branch, field="branch")], oid
-
-
-def exists(repository: Repository, ref: str) -> bool:
-    """Whether there is a ref of this full name. Blocks."""
-    return repository.run(["show-ref", "--verify", "--quiet", "--", ref]).status == 0
+            # what `--guess` does, but also where a tag has that name, or it looks like an id
+            return ["--create", branch, "--track", refs[0]], refs[0]
+    return ["--detach", alone(oid := resolve(repository, branch, field="branch"))], oid
 
 
 def start_of(repository: Repository, start_point: str | None) -> list[str]:
@@ -110,8 +107,8 @@ def start_of(repository: Repository, start_point: str | None) -> list[str]:
     if start_point is None:
         return []
     oid = resolve(repository, start_point, field="start_point")
-    full = full_name(repository, start_point)
-    return [full] if full.startswith(("refs/remotes/", "refs/heads/")) and exists(repository, full) else [oid]
+    full = full_name(repository, start_point, oid)
+    return [full] if full.startswith(("refs/remotes/", "refs/heads/")) and exists(repository, full) else [alone(oid)]
 
 
 async def create_branch(work: Work, *, name: str, start_point: str | None = None) -> dict[str, Any]:

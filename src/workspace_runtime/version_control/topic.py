@@ -141,7 +141,7 @@ class GitTopic:
 
     def _operation_changed(self, operation: Operation) -> None:
         if self._publish is not None:
-            self._publish([LiveEvent(orjson.dumps({"type": "git_operation", "operation": operation.view()}))])
+            self._publish([LiveEvent(b'{"type":"git_operation","operation":%b}' % operation.brief())])
 
     # --- which repositories -------------------------------------------------------------------------------------------------
 

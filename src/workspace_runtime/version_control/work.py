@@ -15,14 +15,15 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.processes import finish, spawn
 
-from . import autostash
+from . import account, autostash
 from .configuration import Settings
 from .credentials import Credentials, askpass_script, environment, redact
+from .explaining import explained
 from .failures import failure
-from .git import TOO_MANY, Argument, Output, Stop, program, too_many
-from .hooks import refused_by
+from .git import MOMENT_S, TOO_MANY, Argument, Output, Stop, program, too_many
 from .locks import processes
 from .operations import Operation
+from .plain_files import must_not_wait
 from .progress import ProgressReader
 from .repository import Repository
 
@@ -146,14 +147,23 @@ class Work:
         output, trace = await self._run(arguments, input, settings, env, credentials, cwd, network)
         if output.status == 0:
             return output
-        refused = refused_by(trace)
+        told = account.read(trace)
+        refused = told.refused
         if "post-checkout" in refused and arguments[0] in _ENDING_AS_THEIR_HOOK:
             return output  # what the hook comes after is done
         hook = next((name for name in reversed(refused) if not name.startswith("post-")), None)
         if hook is None and output.status in ok:
             return output
         # of conflicts git tells on its standard output
-        raise failure(output.err + "\n" + output.out[-_TAIL:].decode("utf-8", "replace"), hook=hook)
+        fault = failure(
+            output.err,
+            out=output.out[-_TAIL:].decode("utf-8", "replace"),
+            credentials=credentials,
+            hook=hook,
+            account=told if trace else None,
+            network=network or self.repository.partial,
+        )
+        raise await self.ask(explained, self.repository, fault, told)
 
     async def _run(
         self, arguments: Sequence[Argument], input: bytes, settings: Settings, env: Mapping[str, str],
@@ -172,6 +182,7 @@ class Work:
             **env,
         }
         reader = ProgressReader()
+        looking: asyncio.Task[WorkspaceError | None] | None = None
 
         def errors(piece: bytes) -> None:
             if reader.feed(piece) and reader.current is not None:
@@ -188,17 +199,23 @@ class Work:
             child = await spawn(command, cwd=folder, env=environ, on_errors=errors)
             try:
                 feeding = asyncio.create_task(_feed(child.write, child.close_stdin, input))
+                if cwd is None and not self.repository.bare:
+                    looking = asyncio.create_task(self._look(child.pid))
                 written = bytearray()
                 while piece := await child.read():
                     if len(written) < MAX_WRITTEN:
                         written += piece
                 status = await child.wait()
                 await feeding
+                if looking is not None and looking.done() and (fault := looking.result()) is not None:
+                    raise fault
             except asyncio.CancelledError:
                 if child.returncode is None:  # it has had the end of its input, and would be waited for in vain
                     os.kill(child.pid, signal.SIGTERM)
                 raise
             finally:
+                if looking is not None:
+                    looking.cancel()
                 await child.end()
             told = await asyncio.to_thread(trace.read_bytes)
         except OSError as fault:
@@ -209,6 +226,17 @@ class Work:
             trace.unlink(missing_ok=True)
         reader.finish()
         return Output(status, bytes(written), redact("\n".join(reader.messages), credentials)), told
+
+    async def _look(self, pid: int) -> WorkspaceError | None:
+        """After a moment, look whether git waits for something that will never come: then it is ended, and that is the refusal."""
+        await asyncio.sleep(MOMENT_S)
+        try:
+            await asyncio.to_thread(must_not_wait, self.repository.top)
+        except WorkspaceError as fault:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            return fault
+        return None
 
 
 @contextlib.contextmanager

@@ -10,10 +10,10 @@ from typing import Any
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import WorkspaceRoot, path_bytes, refusal, shown
 
-from .lists import worktrees
+from .lists import all_worktrees
 from .repository import Repository
-from .revisions import branch_name, resolve
-from .switching import exists, start_of
+from .revisions import alone, branch_name, exists, resolve
+from .switching import start_of
 from .work import Work
 
 
@@ -46,7 +46,7 @@ async def add(
                 raise WorkspaceError("ref_exists", f"There is a branch {branch!r} already.", ref=branch)
             return ["-b", str(branch)], start_of(repository, start_point) or ["HEAD"]
         if detach:
-            return ["--detach"], [resolve(repository, branch or start_point or "HEAD")]
+            return ["--detach"], [alone(resolve(repository, branch or start_point or "HEAD"))]
         if branch is None:
             return [], []
         branch_name(repository, branch)
@@ -66,9 +66,8 @@ async def add(
     except (WorkspaceError, asyncio.CancelledError):
         await work.at_last(_undo, target, folders, made, known)
         raise
-    found = await work.ask(worktrees, repository, os.fsencode(root.path))
-    name = target[len(os.fsencode(root.path)) :].lstrip(b"/")
-    return {"worktree": next((item for item in found["items"] if _is_named(item, name)), None)}
+    found = await work.ask(all_worktrees, repository, os.fsencode(root.path))
+    return {"worktree": found.get(target)}
 
 
 def _undo(
@@ -82,7 +81,7 @@ def _undo(
         if target not in before and target in repository.trees():
             repository.run(["worktree", "remove", "--force", "--force", "--", target])
         if branch is not None and exists(repository, ref := f"refs/heads/{branch}"):
-            own = repository.run(["rev-list", "--max-count=1", ref, "--not", f"--exclude={ref}", "--all"])
+            own = repository.run(["rev-list", "--max-count=1", ref, "--not", f"--exclude={ref}", "--all", "--"])
             if own.status == 0 and not own.out:
                 repository.run(["branch", "--delete", "--force", "--quiet", "--", branch])
     remove_made(folders)
@@ -107,8 +106,8 @@ async def remove(work: Work, root: WorkspaceRoot, *, path: bytes, force: bool = 
 
     def known() -> bool:
         _named(path)
-        found = worktrees(repository, os.fsencode(root.path))
-        return any(_is_named(item, path) and not item["main"] for item in found["items"])
+        found = all_worktrees(repository, os.fsencode(root.path))
+        return any(_is_named(item, path) and not item["main"] for item in found.values())
 
     if not await work.ask(known):
         raise WorkspaceError("worktree_not_found", f"{shown(path)!r} is no linked working tree of this repository.")

@@ -20,7 +20,8 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 _U32 = 0xFFFF_FFFF
 _ENCRYPTED = 0x0001 | 0x0040 | 0x2000
 _UTF8_NAME = 0x0800
-_FROM_DOS = (0, 10, 14)  # FAT, NTFS and VFAT: a backslash can only be a separator
+# FAT, HPFS, NTFS (as the format has it, and as Info-ZIP writes it) and VFAT: a backslash can only be a separator
+_FROM_DOS = (0, 6, 10, 11, 14)
 _FROM_UNIX = 3
 
 
@@ -45,6 +46,8 @@ class Zip:
         self._source = source
         self._work = work
         self._length = source.seek(0, 2)
+        self._range = 0, 0  # of the directory
+        self._slashes: bool | None = None
 
     def members(self) -> Iterator[Member]:
         """The entries, in the directory's order."""
@@ -83,6 +86,7 @@ class Zip:
 
     def _entries(self, at: int, end: int, count: int) -> Iterator[_ZipEntry]:
         found = 0
+        self._range = at, end
         while at < end:
             self._source.seek(at)
             record = _ENTRY.unpack(read_exactly(self._source, _ENTRY.size, self._work))
@@ -101,9 +105,24 @@ class Zip:
             raise self._work.invalid("it is encrypted")
         size, packed, offset = self._wide(extra, size, packed, offset)
         name = _zip_name(name, flags, made_by >> 8)
+        if b"\\" in name and not self._has_slashes():
+            name = name.replace(b"\\", b"/")
         mode = attributes >> 16
         kind = _zip_kind(name, mode, attributes, method)
         return _ZipEntry(name, kind, bool(mode & stat.S_IXUSR), method, crc, packed, size, offset)
+
+    def _has_slashes(self) -> bool:
+        """Whether any name has a slash. Where none has, backslashes are what parts the names, whatever system is said to have made
+        it: so older .NET packs (the format knows slashes alone)."""
+        if self._slashes is None:
+            self._slashes = False
+            at, end = self._range
+            while at < end and not self._slashes:
+                self._source.seek(at)
+                record = _ENTRY.unpack(read_exactly(self._source, _ENTRY.size, self._work))
+                self._slashes = b"/" in read_exactly(self._source, record[10], self._work)
+                at += _ENTRY.size + sum(record[10:13])
+        return self._slashes
 
     def _wide(self, extra: bytes, *fields: int) -> Iterator[int]:
         """Size, packed size and offset: those that are all ones stand in the extra field, in this order."""

@@ -35,7 +35,8 @@ from workspace_runtime.inotify import (
     UNMOUNT,
     new_inotify,
 )
-from workspace_runtime.paths import REMOTE, WorkspaceRoot, file_system_type
+from workspace_runtime.mounts import REMOTE, file_system_type
+from workspace_runtime.paths import WorkspaceRoot
 
 # What a mark says may have happened to a name. From `WAITED` on it counts how often its telling was put off.
 CREATED, GONE, LEFT, ARRIVED, CONTENT, WRITTEN, CLOSED, WAITED = 1, 2, 4, 8, 16, 32, 64, 128

@@ -116,8 +116,6 @@ class Settler:
             written = mark & CLOSED and time.time_ns() - status.st_mtime_ns < JUST_WRITTEN_NS
             if not written and not mark & (CREATED | ARRIVED | CONTENT | WRITTEN):
                 return
-            if moving is not None and moving.origin == path and not mark & (CREATED | CONTENT | WRITTEN):
-                return  # moved away and back
         if (is_young(status) or _is_open(status, mark)) and mark < MAX_WAITS * WAITED:
             if moving is not None:
                 tree.arrive(folder, name, moving)

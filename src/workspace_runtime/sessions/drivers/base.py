@@ -61,14 +61,27 @@ class ImagePart:
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """A piece of a prompt: a reference to a file, `path` relative to the workspace root; lines count from 1."""
+    """A piece of a prompt: a reference to a file, `path` relative to the workspace root; lines count from 1.
+
+    Drivers never get one: it is replaced by what is in the file.
+    """
 
     path: str
     start_line: int | None = None
     end_line: int | None = None
 
 
-PromptPart = TextPart | ImagePart | FilePart
+@dataclass(frozen=True, slots=True)
+class FileText:
+    """A `FilePart` as it is handed to an agent: with the text of the file, or of the lines that were named."""
+
+    path: str
+    text: str
+    start_line: int | None = None
+    end_line: int | None = None
+
+
+PromptPart = TextPart | ImagePart | FilePart | FileText
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +299,55 @@ class AgentTurnStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptTaken:
+    """The agent took in a prompt that it was steered with: into the running turn, or where none runs as a turn that begins now."""
+
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptReturned:
+    """The agent will not take in a prompt that it was steered with: it is ours again."""
+
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class BackgroundTask:
+    """Something of the agent that goes on beside its turns. `id` is the agent's own, unique within its process."""
+
+    id: str
+    kind: Literal["command", "sub_agent", "timer", "other"]
+    title: str
+    tool_use_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackgroundChanged:
+    """All that goes on in the background now. `ended` tells how what is no longer among it came to its end."""
+
+    tasks: Sequence[BackgroundTask]
+    ended: Mapping[str, Literal["completed", "failed", "stopped"]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """The agent replaced the conversation so far by a summary. Tokens where the agent tells."""
+
+    trigger: Literal["manual", "auto"]
+    before_tokens: int | None = None
+    after_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentNotice:
+    """Something that a person should know, and that is no failure of the turn. `code` is stable."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class AgentError:
     """Something failed. Inside a turn a `TurnEnded` with `error` follows. `code` is one of the contract's agent codes."""
 
@@ -314,16 +376,25 @@ AgentEvent = (
     | UsageChanged
     | SessionChanged
     | AgentTurnStarted
+    | PromptTaken
+    | PromptReturned
+    | BackgroundChanged
+    | Compacted
+    | AgentNotice
     | AgentError
     | TurnEnded
 )
 
 
 class AgentStartError(Exception):
-    """The agent can't start. `code` is one of the contract's agent codes, the message says what to do."""
+    """The agent can't start. `code` is one of the contract's agent codes, the message says what to do.
 
-    def __init__(self, code: str, message: str, retryable: bool = False) -> None:
+    `conversation_lost`: the agent no longer has the conversation that was to be gone on with; the next start begins another.
+    """
+
+    def __init__(self, code: str, message: str, retryable: bool = False, *, conversation_lost: bool = False) -> None:
         super().__init__(message)
+        self.conversation_lost = conversation_lost
         self.code = code
         self.message = message
         self.retryable = retryable
@@ -344,11 +415,18 @@ class Driver(Protocol):
     async def prompt(self, parts: Sequence[PromptPart]) -> None:
         """Begin a turn. Called only while no turn runs. Its end is a `TurnEnded`, or the end of `events`."""
 
-    async def steer(self, parts: Sequence[PromptPart]) -> None:
-        """Say something into the running turn. Only called where the capability `steer` is told."""
+    async def steer(self, prompt: str, parts: Sequence[PromptPart]) -> None:
+        """Say something into the running turn, under the name `prompt`. Only called where the capability `steer` is told.
+
+        The agent holds it until it says `PromptTaken` or `PromptReturned` of it, or is interrupted.
+        """
 
     async def interrupt(self) -> None:
-        """Ask the agent to stop its turn; a `TurnEnded` follows unless it hangs (then the actor closes the driver)."""
+        """Stop the agent, whatever it does: the running turn, what it holds and has not taken in, its sub-agents.
+
+        Nothing more happens until the next `prompt`: what was steered and not taken is forgotten by the agent, and it begins no turn
+        by itself. Of a running turn a `TurnEnded` follows unless the agent hangs (then the actor closes the driver).
+        """
 
     async def answer(self, request: str, answer: PermissionAnswer) -> None:
         """Answer a `PermissionAsked`. An unknown or withdrawn request is ignored."""
@@ -356,8 +434,15 @@ class Driver(Protocol):
     async def configure(self, *, model: str | None, effort: str | None, permission_mode: str | None) -> None:
         """Change what is not None, for this and later turns. Raises `WorkspaceError` where the agent refuses."""
 
-    async def close(self) -> None:
-        """End the agent and its whole process tree, in 10 s at most. Safe to call twice and before `start`."""
+    async def close(self, *, at_once: bool = False) -> None:
+        """End the agent and its whole process tree, in 10 s at most; without any grace where `at_once`.
+
+        Safe to call twice and before `start`.
+        """
+
+    @property
+    def exit_status(self) -> int | None:
+        """The process' exit status after `close`, negative for a signal; None where there was no process, or it can't be told."""
 
 
 # --- what is known of an agent before a session ------------------------------------------------------------------------
@@ -432,5 +517,14 @@ class Agent(Protocol):
     def check(self, *, model: str | None, effort: str | None, permission_mode: str | None) -> None:
         """Raise `WorkspaceError` (`model_not_found`, `mode_not_found`, …) for a choice the agent does not know."""
 
+    def conversation(self, native_session_id: str) -> str:
+        """The one form of the agent's own id of a conversation. Raises `WorkspaceError` (`validation_failed`) for what is none."""
+
     def driver(self, spec: DriverSpec) -> Driver:
         """A driver for one session; starts nothing yet."""
+
+    async def forget(self, native_session_id: str) -> None:
+        """A conversation is purged: remove what is kept of it in the server's own state. Never raises.
+
+        What the agent keeps in places of its own is its user's, and stays.
+        """

@@ -7,13 +7,15 @@ import asyncio
 import contextlib
 import importlib
 import os
+import uuid
 from pathlib import Path
 
 from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.queries import invalid
 
 from . import claude_install
 from .base import AgentInfo, DriverSpec, JsonObject
-from .claude_driver import ClaudeDriver
+from .claude_driver import SETTINGS_PREFIX, ClaudeDriver
 
 __all__ = ["ClaudeAgent", "ClaudeDriver", "preload"]
 
@@ -31,6 +33,8 @@ class ClaudeAgent:
 
     def __init__(self, runtime_dir: Path) -> None:
         self._runtime_dir = runtime_dir
+        for left in runtime_dir.glob(f"{SETTINGS_PREFIX}*.json"):  # of a server that was killed
+            left.unlink(missing_ok=True)
         self._models = claude_install.MODELS
 
     async def info(self) -> AgentInfo:
@@ -39,14 +43,14 @@ class ClaudeAgent:
 
     def _info(self) -> AgentInfo:
         folder = claude_install.sdk_folder()
-        installed = folder is not None and claude_install.executable(folder) is not None
+        program = claude_install.executable(folder) if folder is not None else None
         return AgentInfo(
             id=self.id,
             name="Claude Code",
-            installed=installed,
+            installed=program is not None,
             version=claude_install.version(folder) if folder is not None else None,
-            signed_in=claude_install.signed_in(os.environ) if installed else None,
-            sign_in=claude_install.SIGN_IN if installed else claude_install.GET_IT,
+            signed_in=claude_install.signed_in(os.environ) if program is not None else None,
+            sign_in=claude_install.sign_in(program) if program is not None else claude_install.get_it(),
             capabilities=claude_install.CAPABILITIES,
             modes=claude_install.MODES,
             models=self._models,
@@ -65,9 +69,20 @@ class ClaudeAgent:
             detail = f"Claude Code knows no model {model!r}; use {known}, or a full name such as claude-sonnet-5."
             raise WorkspaceError("model_not_found", detail)
 
+    def conversation(self, native_session_id: str) -> str:
+        """A UUID in lower case. Anything else the CLI would take for a title to look for, and might go on with another one."""
+        try:
+            return str(uuid.UUID(native_session_id))
+        except ValueError:
+            detail = "must be the UUID that Claude Code gave the conversation"
+            raise invalid("resume.native_session_id", detail) from None
+
     def driver(self, spec: DriverSpec) -> "ClaudeDriver":
         """A driver for one session; starts nothing yet."""
         return ClaudeDriver(spec, self._runtime_dir, self._learn)
+
+    async def forget(self, native_session_id: str) -> None:
+        """Nothing to do: Claude Code keeps its conversations in the user's own home, where its own commands find them."""
 
     def _learn(self, told: JsonObject) -> None:
         """A CLI that started told which models this account has."""

@@ -13,8 +13,10 @@ import asyncio
 import contextlib
 import importlib
 import itertools
+import json
 import logging
 import os
+import tempfile
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -23,12 +25,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workspace_runtime import processes
-from workspace_runtime.config import settings
+from workspace_runtime.config import kept_from_children
 from workspace_runtime.errors import WorkspaceError
 
 from . import claude_install, claude_outputs, claude_permissions, claude_prompts
 from .base import (
     AgentEvent,
+    AgentNotice,
     AgentStartError,
     DriverSpec,
     JsonObject,
@@ -52,6 +55,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Shorter than what the runner gives any agent: the CLI's own reasons can be told.
+START_TIMEOUT_S = 50.0
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 # Our own marks in the CLI's stream of messages.
 _ASKED, _WAKE = "workspace_runtime_asked", "workspace_runtime_wake"
@@ -60,6 +65,9 @@ _TERM_GRACE_S = 1.0
 _DISCONNECT_S = 1.0
 # How long the CLI may take to write a conversation's file; then it is kept where we do not know, or not at all.
 _RESUMABLE_S = 2.0
+# How long it may take to write a rule that was allowed for always.
+_KEPT_S = 3.0
+SETTINGS_PREFIX = "settings-"
 
 
 class ClaudeDriver:
@@ -83,10 +91,15 @@ class ClaudeDriver:
         self._requests: dict[str, claude_permissions.Request] = {}
         self._answers: dict[str, asyncio.Future[PermissionAnswer]] = {}
         self._unsaid: deque[AgentEvent] = deque()
+        self.exit_status: int | None = None
         self._local_settings = spec.cwd / claude_permissions.LOCAL_SETTINGS
         self._numbers = itertools.count(1)
         self._errors: deque[str] = deque(maxlen=50)
         self._conversation: str | None = None
+        self._settings: Path | None = None
+        self._stops = 0
+        self._halting: asyncio.Task[None] | None = None
+        self._checks: set[asyncio.Task[None]] = set()
 
     # --- begin and end ------------------------------------------------------------------------------------------------
 
@@ -96,11 +109,13 @@ class ClaudeDriver:
         folder = await asyncio.to_thread(claude_install.sdk_folder)
         path = await asyncio.to_thread(claude_install.executable, folder) if folder is not None else None
         if path is None:
-            raise AgentStartError("agent_error", f"Claude Code is not installed. {claude_install.GET_IT}")
+            raise AgentStartError("agent_error", f"Claude Code is not installed. {claude_install.get_it()}")
         await asyncio.to_thread(importlib.import_module, "claude_agent_sdk")  # takes half a second, the first time
         from claude_agent_sdk import ClaudeSDKClient
 
         self._local_settings = await asyncio.to_thread(claude_install.local_settings, self._spec.cwd)
+        if self._spec.env:
+            self._settings = await asyncio.to_thread(self._write_settings)
         wrapper = await asyncio.to_thread(
             processes.keeper_wrapper, str(path), self._runtime_dir, tuple(self._own_settings())
         )
@@ -109,7 +124,8 @@ class ClaudeDriver:
         # a task of its own: cancelled in the middle, the SDK would lose the process that it just started
         self._connect = asyncio.get_running_loop().create_task(self._client.connect())
         try:
-            await asyncio.shield(self._connect)
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await asyncio.shield(self._connect)
             self._keeper = _process_id(self._client._transport)
             self._learn(await self._client.get_server_info() or {})
         except asyncio.CancelledError:
@@ -117,21 +133,38 @@ class ClaudeDriver:
             if self._closing is not None and task is not None and not task.cancelling():
                 self._check_open()
             raise
+        except TimeoutError:
+            await self.close(at_once=True)
+            hooks = await asyncio.to_thread(claude_install.start_hooks, self._env, self._spec.cwd)
+            detail = f"Claude Code did not start within {START_TIMEOUT_S:.0f} s."
+            if hooks:
+                detail += f" It waits for its SessionStart hooks: {', '.join(hooks)}. See which of them hangs."
+            raise AgentStartError("agent_error", detail) from None
         except Exception as fault:
             await self.close()
             raise self._start_error(fault) from fault
 
+    def _write_settings(self) -> Path:
+        """The session's `env` as a settings file: that of the user's and the project's files would win over the process's own.
+
+        A file, since the arguments of a process can be read by everyone.
+        """
+        self._runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file, name = tempfile.mkstemp(prefix=SETTINGS_PREFIX, suffix=".json", dir=self._runtime_dir)
+        with open(file, "w") as writer:
+            json.dump({"env": dict(self._spec.env)}, writer)
+        return Path(name)
+
     def _own_settings(self) -> list[str]:
         """Names of our own settings that the CLI would inherit: the SDK lays `env` over our environment, and removes nothing."""
-        names = [field.metadata["env"] for field in settings()]
-        return [name for name in names if name in os.environ and name not in self._spec.env]
+        return [name for name in sorted(kept_from_children()) if name in os.environ and name not in self._spec.env]
 
     def _check_open(self) -> None:
         if self._closing is not None:
             raise AgentStartError("agent_died", "The session was closed.")
 
     def _options(self, cli_path: Path) -> "ClaudeAgentOptions":
-        from claude_agent_sdk import ClaudeAgentOptions
+        from claude_agent_sdk import ClaudeAgentOptions, HookMatcher
 
         spec = self._spec
         # the mode and the session's rules go as arguments: as options the SDK would warn that they bypass its callback
@@ -155,11 +188,13 @@ class ClaudeDriver:
             resume=spec.native_session_id,
             fork_session=spec.fork and spec.native_session_id is not None,
             system_prompt=prompt,
+            settings=str(self._settings) if self._settings is not None else None,
             setting_sources=["user", "project", "local"],
             include_partial_messages=True,
             forward_subagent_text=True,
             max_buffer_size=MAX_MESSAGE_BYTES,
             can_use_tool=self._can_use_tool,
+            hooks={"PreToolUse": [HookMatcher(hooks=[self._gate])]},
             stderr=self._errors.append,
             extra_args=arguments,
         )
@@ -169,8 +204,9 @@ class ClaudeDriver:
         if self._spec.native_session_id is not None and "No conversation found" in words:
             return AgentStartError(
                 "agent_error",
-                f"Claude Code no longer has the conversation {self._spec.native_session_id}. Start a new session, or bring "
-                "its file back.",
+                f"Claude Code no longer has the conversation {self._spec.native_session_id}. The history stays; the next prompt "
+                "begins a new conversation, which knows nothing of it.",
+                conversation_lost=True,
             )
         if "root" in words + " ".join(self._errors) and self._spec.permission_mode == "bypassPermissions":
             return AgentStartError("agent_request_refused", _NO_BYPASS)
@@ -178,31 +214,37 @@ class ClaudeDriver:
         error = self._messages.start_failed(data if data else None, "\n".join(self._errors) or words)
         return AgentStartError(error.code, error.message, error.retryable)
 
-    async def close(self) -> None:
+    async def close(self, *, at_once: bool = False) -> None:
         """End the CLI with all that it started, in 10 s at most. Finishes also when cancelled."""
         if self._closing is None:
-            self._closing = asyncio.get_running_loop().create_task(self._close())
+            self._closing = asyncio.get_running_loop().create_task(self._close(at_once))
         await processes.finish(self._closing)
 
-    async def _close(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
+    async def _close(self, at_once: bool) -> None:
+        for task in (self._watch, self._halting, *self._checks):
+            if task is not None:
+                task.cancel()
+        if self._settings is not None:
+            with contextlib.suppress(FileNotFoundError):
+                await asyncio.to_thread(self._settings.unlink)
         client, connect = self._client, self._connect
         if client is None or connect is None:
             return
         transport = await self._settled_transport(connect)
         with contextlib.suppress(AgentStartError):
             self._keeper = _process_id(transport) or self._keeper
+        process = getattr(transport, "_process", None)
         disconnect = asyncio.get_running_loop().create_task(self._disconnect(client, transport))
-        if connect.done():
+        if connect.done() and not at_once:
             # the end of its input lets an idle CLI finish writing; whatever remains after that is ended with its tree
             await asyncio.wait({disconnect}, timeout=_EOF_GRACE_S)
         if self._keeper is not None:  # also when it has ended: killed, it left its tree to us
-            await processes.end_tree(self._keeper, _TERM_GRACE_S)
+            await processes.end_tree(self._keeper, 0 if at_once else _TERM_GRACE_S)
         await asyncio.wait({disconnect, connect}, timeout=_DISCONNECT_S)
         disconnect.cancel()
         connect.cancel()
         await asyncio.gather(disconnect, connect, return_exceptions=True)
+        self.exit_status = getattr(process, "returncode", None)
 
     async def _settled_transport(self, connect: "asyncio.Task[None]") -> Any:
         """The SDK's transport, which has its process: one that is just being started must not be lost."""
@@ -259,6 +301,10 @@ class ClaudeDriver:
             case str(mark) if mark == _WAKE:
                 return []
         events = self._messages.take(message)
+        if self._messages.unasked:
+            self._messages.unasked = False
+            if self._halting is None or self._halting.done():
+                self._halting = asyncio.get_running_loop().create_task(self._halt())
         if self._model not in (None, "default"):  # what was chosen stands: the CLI tells what it resolves to
             events = [replace(e, model=None) if isinstance(e, SessionChanged) else e for e in events]
         found = self._messages.session_id
@@ -270,7 +316,7 @@ class ClaudeDriver:
         return events
 
     async def _whole(self, event: ToolEnded) -> ToolEnded:
-        if not event.output.startswith(claude_outputs.MARK):
+        if not claude_outputs.is_preview(event.output):
             return event
         return await asyncio.to_thread(claude_outputs.whole, event, claude_install.config_folder(self._env))
 
@@ -283,13 +329,15 @@ class ClaudeDriver:
 
     async def _tell_resumable(self, session_id: str) -> None:
         """Say the conversation's id once the CLI has written its file: from then on it can be resumed."""
-        from claude_agent_sdk import project_key_for_directory
+        projects = claude_install.config_folder(self._env) / "projects"
 
-        key = await asyncio.to_thread(project_key_for_directory, self._cwd)
-        path = claude_install.config_folder(self._env) / "projects" / key / f"{session_id}.jsonl"
+        def written() -> bool:
+            """One begun elsewhere lies with the folder that it was begun in."""
+            return any(projects.glob(f"*/{session_id}.jsonl"))
+
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_RESUMABLE_S):
-                while not await asyncio.to_thread(path.exists):  # noqa: ASYNC110  # another process writes it
+                while not await asyncio.to_thread(written):  # noqa: ASYNC110  # another process writes it
                     await asyncio.sleep(0.02)
         self._say_soon(SessionChanged(native_session_id=session_id))
 
@@ -322,6 +370,8 @@ class ClaudeDriver:
         finally:
             self._answers.pop(request.id, None)
         told = claude_permissions.reply(request, answer, self._cwd)
+        if answer.scope == "always" and isinstance(told, claude_permissions.Allow):
+            self._checks.add(asyncio.get_running_loop().create_task(self._check_kept(request)))
         if isinstance(told, claude_permissions.Deny):
             if request.tool_use_id is not None:
                 self._messages.denied(request.tool_use_id)
@@ -330,6 +380,23 @@ class ClaudeDriver:
             return PermissionResultDeny(message=told.message, interrupt=told.interrupt)
         updates = [PermissionUpdate.from_dict(update) for update in told.updates]
         return PermissionResultAllow(updated_input=told.input, updated_permissions=updates or None)
+
+    async def _check_kept(self, request: claude_permissions.Request) -> None:
+        """See that the CLI writes what was allowed for always: a file that it can't read or write it leaves alone in silence."""
+        rules = {claude_permissions.notation(rule) for rule in claude_permissions.rules(request, self._cwd)}
+        before = await asyncio.to_thread(claude_install.allowed, self._local_settings)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_KEPT_S):
+                while not rules <= (now := await asyncio.to_thread(claude_install.allowed, self._local_settings)):
+                    if now != before:  # it wrote the rule in its own words
+                        return
+                    await asyncio.sleep(0.05)
+                return
+        message = (
+            f"Claude Code did not write the rule {', '.join(sorted(rules))} into {self._local_settings}: it holds for this session "
+            "alone. See whether that file is valid JSON, no link, and may be written."
+        )
+        self._say_soon(AgentNotice("rule_not_saved", message))
 
     def _asked(self, request: claude_permissions.Request) -> list[AgentEvent]:
         events: list[AgentEvent] = []
@@ -354,18 +421,24 @@ class ClaudeDriver:
 
     async def prompt(self, parts: Sequence[PromptPart]) -> None:
         """Send a prompt; it begins a turn."""
+        stops = self._stops
+        if self._halting is not None and not self._halting.done():  # else that interrupt would take this prompt back
+            await asyncio.wait({self._halting})
+            if stops != self._stops:  # stopped meanwhile
+                self._say_soon(TurnEnded("interrupted"))
+                return
         await self._say(parts)
 
-    async def steer(self, parts: Sequence[PromptPart]) -> None:
+    async def steer(self, prompt: str, parts: Sequence[PromptPart]) -> None:
         """Send a prompt into the running turn: the CLI takes it in between two calls of the model."""
-        await self._say(parts)
+        await self._say(parts, prompt)
 
-    async def _say(self, parts: Sequence[PromptPart]) -> None:
+    async def _say(self, parts: Sequence[PromptPart], steered: str | None = None) -> None:
         prompt_id = str(uuid.uuid4())
         message = {
             "type": "user",
             "uuid": prompt_id,
-            "message": {"role": "user", "content": claude_prompts.prompt_content(parts, self._spec.root, self._cwd)},
+            "message": {"role": "user", "content": claude_prompts.prompt_content(parts)},
             "parent_tool_use_id": None,
         }
 
@@ -374,16 +447,39 @@ class ClaudeDriver:
 
         from claude_agent_sdk import CLIConnectionError
 
-        self._messages.prompted(prompt_id)
+        if steered is None:
+            self._messages.prompted(prompt_id)
+        else:
+            self._messages.steered(prompt_id, steered)
         try:
             await self._running().query(messages())
         except CLIConnectionError as fault:  # it has ended, which the events tell
             raise ConnectionError(str(fault)) from None
 
     async def interrupt(self) -> None:
-        """Ask the CLI to stop its turn."""
+        """Stop the CLI: its turn, the prompts that it has not taken in, its sub-agents. Until the next prompt no tool runs."""
+        self._stops += 1
         self._messages.interrupted()
-        await self._running().interrupt()
+        self._running()
+        await self._query()._send_control_request({"subtype": "interrupt", "cancel_queued": True})
+
+    async def _halt(self) -> None:
+        """Stop a turn that the CLI began although it was stopped: a task in the background has ended, a timer has fired."""
+        try:
+            await self._query()._send_control_request({"subtype": "interrupt", "cancel_queued": True})
+        except Exception as fault:  # the edge of the SDK: a CLI that is gone is told by the end of its messages
+            logger.info("session %s: Claude Code could not be stopped again: %r", self._spec.session_id, fault)
+
+    async def _gate(self, input: Any, tool_use_id: str | None, context: Any) -> Any:
+        """Called by the SDK before each tool call. While the CLI is stopped none may run, however it came to be."""
+        if not self._messages.halted:
+            return {}
+        decision = {"permissionDecision": "deny", "permissionDecisionReason": _STOPPED}
+        return {
+            "continue_": False,
+            "stopReason": _STOPPED,
+            "hookSpecificOutput": {"hookEventName": "PreToolUse", **decision},
+        }
 
     async def configure(self, *, model: str | None, effort: str | None, permission_mode: str | None) -> None:
         """Change the model, effort or permission mode of the running CLI. Raises `mode_refused` and `not_supported`."""
@@ -422,6 +518,7 @@ def _process_id(transport: Any) -> int | None:
 
 
 _UNKNOWN_SDK = "This version of claude-agent-sdk is not known to the runtime: install the one that it names."
+_STOPPED = "The user has stopped the agent: nothing runs until they say so."
 _NO_BYPASS = (
     "Claude Code refuses bypassPermissions as root. Run the server as another user, or set IS_SANDBOX=1 if this machine is a "
     "sandbox."

@@ -7,8 +7,8 @@ not read as a text of the model, and in the turn's result (`is_error`). Both hav
 from .base import AgentError, JsonObject, StopReason
 
 SIGN_IN = (
-    "Claude Code is not signed in. Run `claude` in a terminal and type /login, or set ANTHROPIC_API_KEY for the server. "
-    "The built-in agent `demo` needs no key."
+    "Claude Code is not signed in. Sign in by its CLI and /login, as GET /api/v1/agents says (sign_in), or set ANTHROPIC_API_KEY "
+    "for the server. The built-in agent `demo` needs no key."
 )
 _UNREACHABLE = ("connection", "timeout", "network")
 

@@ -8,11 +8,15 @@ message says (a prompt was sent, an interrupt was asked for, a permission was de
 - Messages with a `parent_tool_use_id` are a sub-agent's. They belong to no turn's begin or end: a sub-agent in the background
   goes on between turns.
 - The CLI's own words (errors as assistant messages, hints to the model as user messages) are no words of the model.
+- The CLI tells of each prompt when it was queued, when a turn took it in, and when it was dropped (`command_lifecycle`). By that a
+  turn's result is told from that of another, and a steered prompt's own turn from one that the agent began by itself.
+- After an interrupt nothing counts until the next prompt: a turn that the CLI begins all the same is not told (`unasked`).
 """
 
 import base64
 import binascii
 from dataclasses import dataclass, field
+from typing import Literal
 
 from . import claude_errors, claude_tools
 from .base import (
@@ -22,7 +26,10 @@ from .base import (
     BlockDelta,
     BlockEnded,
     BlockKind,
+    Compacted,
     JsonObject,
+    PromptReturned,
+    PromptTaken,
     SessionChanged,
     ToolCalled,
     ToolEnded,
@@ -31,6 +38,7 @@ from .base import (
     TurnEnded,
     UsageChanged,
 )
+from .claude_background import Background
 from .claude_plan import Plan
 from .claude_usage import Spending
 
@@ -54,8 +62,10 @@ class _Stream:
 
 @dataclass(slots=True)
 class _Turn:
-    """What is known of the running turn."""
+    """What is known of the running turn. `prompt_id`: the CLI's id of the prompt it is for; `begun`: the CLI took that one in."""
 
+    prompt_id: str | None = None
+    begun: bool = False
     spoke: bool = False
     unreachable: bool = False
     failure: JsonObject | None = None
@@ -67,28 +77,39 @@ class ClaudeEvents:
     def __init__(self, cwd: str) -> None:
         self.session_id: str | None = None
         self._cwd = cwd
+        # an interrupt stands: nothing is to happen until the next prompt
+        self.halted = False
+        # the CLI began a turn although it is halted: it must be interrupted again
+        self.unasked = False
         self._turn: _Turn | None = None
-        self._prompts: set[str] = set()
+        self._held: dict[str, str] = {}
+        self._tells_begin = False
         self._interrupting = False
         self._streams: dict[str | None, _Stream] = {}
         self._called: dict[str, tuple[str, JsonObject]] = {}
         self._ended: set[str] = set()
         self._denied: set[str] = set()
         self._agents: dict[str, str] = {}
+        self._said_before: frozenset[str] = frozenset()
+        self._background = Background()
         self._plan = Plan()
         self._spending = Spending()
 
     # --- what no message says -----------------------------------------------------------------------------------------
 
     def prompted(self, prompt_id: str) -> None:
-        """A prompt was sent; where no turn runs, it begins one."""
-        if self._turn is None:
-            self._turn = _Turn()
-            self._interrupting = False
-        self._prompts.add(prompt_id)
+        """A prompt is sent, which begins a turn."""
+        self.halted = self.unasked = False
+        self._turn = _Turn(prompt_id)
+        self._interrupting = False
+
+    def steered(self, prompt_id: str, prompt: str) -> None:
+        """A prompt is sent into the running turn; `prompt` is what `PromptTaken` will call it."""
+        self._held[prompt_id] = prompt
 
     def interrupted(self) -> None:
         """An interrupt is asked for: a block that ends now was cut short, a tool that fails now was stopped."""
+        self.halted = True
         self._interrupting = self._turn is not None
 
     def denied(self, tool_use_id: str) -> None:
@@ -124,7 +145,15 @@ class ClaudeEvents:
 
     def take(self, message: JsonObject) -> list[AgentEvent]:
         """The events of one message. A kind of message that is not known has none."""
+        if self.halted and self._turn is None and self._is_of_a_turn(message):
+            self.unasked = True
+            return []
+        if message.get("uuid") in self._said_before:  # a compaction says again what it keeps
+            return []
         match message.get("type"):
+            case "command_lifecycle":
+                fired = self._background.woke(message.get("wakeup_source"))
+                return fired + self._lifecycle(str(message.get("command_uuid")), message.get("state"))
             case "stream_event":
                 return self._begun(message) + self._stream(message["event"], message.get("parent_tool_use_id"))
             case "assistant":
@@ -135,6 +164,43 @@ class ClaudeEvents:
                 return self._system(message)
             case "result":
                 return self._result(message)
+        return []
+
+    @staticmethod
+    def _is_of_a_turn(message: JsonObject) -> bool:
+        """Whether a message shows that a turn of the agent itself goes on."""
+        if message.get("type") == "system":
+            return message.get("subtype") == "status" and message.get("status") == "requesting"
+        return message.get("type") in ("stream_event", "assistant", "user") and not message.get("parent_tool_use_id")
+
+    def _lifecycle(self, prompt_id: str, state: object) -> list[AgentEvent]:
+        """The CLI tells what became of a prompt."""
+        self._tells_begin = True
+        if state == "queued":
+            return []
+        turn, held = self._turn, self._held.pop(prompt_id, None)
+        if held is not None:
+            if state not in ("started", "completed"):
+                return [PromptReturned(held)]
+            if turn is None and self.halted:  # what this turn says is not told: the prompt is to come again
+                self.unasked = True
+                return [PromptReturned(held)]
+            if turn is None:
+                self._turn = _Turn(prompt_id, begun=True)
+                self._interrupting = False
+            return [PromptTaken(held)]
+        if turn is None or turn.prompt_id != prompt_id:
+            return []
+        if state == "started":
+            turn.begun = True
+        elif not turn.begun:  # taken back before it began: no result will come
+            self._turn = None
+            if self._interrupting:
+                return [TurnEnded("interrupted")]
+            return [
+                AgentError("agent_request_refused", f"Claude Code did not take the prompt ({state})."),
+                TurnEnded("error"),
+            ]
         return []
 
     def _begun(self, message: JsonObject) -> list[AgentEvent]:
@@ -244,6 +310,8 @@ class ClaudeEvents:
         if parent is None and status == "completed":
             changed = self._plan.tool_ended(tool, input, native)
             ended += [changed] if changed is not None else []
+        if status == "completed":
+            ended += self._background.tool_ended(tool_use_id, tool, input, native)
         return ended
 
     def _status(self, tool_use_id: str, is_error: bool, meta: JsonObject, output: str) -> ToolStatus:
@@ -270,7 +338,18 @@ class ClaudeEvents:
                 self._agents[str(message.get("task_id"))] = message["tool_use_id"]
             case "api_retry" if self._turn is not None:
                 self._turn.unreachable = message.get("error_status") is None
-        return []
+            case "compact_boundary":
+                return [self._compacted(message.get("compact_metadata") or {})]
+        return self._background.told(message)
+
+    def _compacted(self, told: JsonObject) -> AgentEvent:
+        kept = (told.get("preserved_messages") or {}).get("all_uuids")
+        self._said_before = frozenset(kept if isinstance(kept, list) else ())
+        trigger: Literal["manual", "auto"] = "manual" if told.get("trigger") == "manual" else "auto"
+        before, after = (told.get(name) for name in ("pre_tokens", "post_tokens"))
+        return Compacted(
+            trigger, before if isinstance(before, int) else None, after if isinstance(after, int) else None
+        )
 
     # --- the end of a turn --------------------------------------------------------------------------------------------
 
@@ -280,31 +359,24 @@ class ClaudeEvents:
         turn = self._turn
         if turn is None:
             return []
+        if turn.prompt_id is not None and self._tells_begin and not turn.begun:
+            return self._give_up(None)  # a turn of the agent's own ended just as ours was sent: ours is to come
         said = self._give_up(None)
         reason = claude_errors.stop_reason(message)
         if self._interrupting and reason == "error" and turn.failure is None:
             reason = "interrupted"
-        if reason != "interrupted" and self._of_another_turn(message):
-            return said  # the agent's own turn ended just as ours began: ours goes on
         if reason == "error":
             said.append(claude_errors.failure(message, turn.failure, unreachable=turn.unreachable))
         elif not turn.spoke and reason == "end_turn" and not message.get("is_error"):
             text = message.get("result")  # a slash command answers without a message of the model
             said += [BlockEnded("text", text)] if isinstance(text, str) and text.strip() else []
+        if reason == "error" and self._held:  # the CLI would go on with what it holds; a failed turn is to be the last
+            self.halted = True
         said.append(TurnEnded(reason, usage, cost))
         self._turn = None
         self._interrupting = False
-        self._prompts.clear()
         self._streams.clear()
         return said
-
-    def _of_another_turn(self, message: JsonObject) -> bool:
-        if not self._prompts:
-            return False
-        origin = message.get("origin")
-        if not isinstance(origin, dict) or origin.get("kind") in (None, "human"):
-            return False
-        return not self._prompts & set(message.get("user_message_uuids") or [])
 
     def ended(self) -> list[AgentEvent]:
         """The CLI's process is gone: end what was being streamed."""

@@ -7,14 +7,13 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .base import AgentMode, AgentModel, Capabilities, JsonObject
-
-GET_IT = "Install it with `pip install 'workspace-runtime[claude]'`."
-SIGN_IN = "Run `claude` in a terminal and type /login, or set ANTHROPIC_API_KEY for the server."
 
 EFFORTS = ("low", "medium", "high", "xhigh", "max")
 
@@ -100,6 +99,18 @@ def executable(folder: Path) -> Path | None:
     return bundled if bundled.is_file() else Path(found) if found else None
 
 
+def get_it() -> str:
+    """How to install it, with a command that runs as it is."""
+    return (
+        f"Install it: `{shlex.quote(sys.executable)} -m pip install claude-agent-sdk` (what the extra [claude] brings)."
+    )
+
+
+def sign_in(program: Path) -> str:
+    """How to sign in, with a command that runs as it is: the CLI that came with the SDK is on no PATH."""
+    return f"Run `{shlex.quote(str(program))}` in a terminal and type /login, or set ANTHROPIC_API_KEY for the server."
+
+
 def version(folder: Path) -> str | None:
     """The version of the CLI that came with the SDK."""
     for name in ("_bundled/claude.version", "_cli_version.py"):
@@ -115,13 +126,47 @@ def version(folder: Path) -> str | None:
 def config_folder(env: Mapping[str, str]) -> Path:
     """The folder of Claude Code's own configuration and conversations."""
     named = env.get("CLAUDE_CONFIG_DIR")
-    return Path(named) if named else Path(env.get("HOME") or Path.home()) / ".claude"
+    return Path(named) if named else Path(env.get("HOME") or os.path.expanduser("~")) / ".claude"
 
 
 def local_settings(cwd: Path) -> Path:
-    """Where the CLI keeps the rules of this folder that are for this machine alone: at the top of the git repository, if any."""
+    """Where the CLI keeps the rules of this folder that are for this machine alone: at the top of the git repository, if any.
+
+    Of a linked working tree that is the top of the main one.
+    """
     top = next((folder for folder in (cwd, *cwd.parents) if (folder / ".git").exists()), cwd)
-    return top / ".claude" / "settings.local.json"
+    return _main_tree(top) / ".claude" / "settings.local.json"
+
+
+def _main_tree(top: Path) -> Path:
+    """The main working tree of the one whose top this is (gitrepository-layout(5): `gitdir:` and `commondir`)."""
+    try:
+        told = (top / ".git").read_text().removeprefix("gitdir:").strip()
+        folder = top / told
+        common = (folder / (folder / "commondir").read_text().strip()).resolve()
+    except (OSError, ValueError):  # the main one, a submodule, or no repository
+        return top
+    return common.parent if common.name == ".git" else top
+
+
+def allowed(path: Path) -> frozenset[str]:
+    """The allow rules in a settings file; none where it can't be read."""
+    permissions = _object(path).get("permissions")
+    rules = permissions.get("allow") if isinstance(permissions, dict) else None
+    return frozenset(rule for rule in rules if isinstance(rule, str)) if isinstance(rules, list) else frozenset()
+
+
+def start_hooks(env: Mapping[str, str], cwd: Path) -> list[str]:
+    """The commands that the CLI runs before it stands, each with the file that names it. Reads files."""
+    found = []
+    for path in (config_folder(env) / "settings.json", cwd / ".claude" / "settings.json", local_settings(cwd)):
+        hooks = _object(path).get("hooks")
+        entries = hooks.get("SessionStart") if isinstance(hooks, dict) else None
+        for entry in entries if isinstance(entries, list) else []:
+            for hook in (entry.get("hooks") or []) if isinstance(entry, dict) else []:
+                if isinstance(hook, dict) and hook.get("command"):
+                    found.append(f"`{str(hook['command'])[:200]}` ({path})")
+    return found
 
 
 def signed_in(env: Mapping[str, str]) -> bool | None:

@@ -7,6 +7,7 @@ no AI. It is driven like any other, so what holds for it in tests holds for the 
 import asyncio
 import contextlib
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ from .demo_events import agent_event, answer_message, prompt_message
 # imported, not run as a script, so that its bytecode is cached
 _BOOT = "import sys; sys.path.append(sys.argv.pop(1)); import demo_agent; demo_agent.main()"
 _HERE = os.path.dirname(os.path.abspath(__file__))
+# As `demo_agent` names one.
+_CONVERSATION = re.compile(r"[0-9a-f]{32}")
 START_TIMEOUT_S = 20.0
 # It ends at once at the end of its input; its tools may need a moment more.
 CLOSE_GRACE_S = 0.5
@@ -95,9 +98,19 @@ class DemoAgent:
         if permission_mode is not None and permission_mode not in {known.id for known in MODES}:
             raise WorkspaceError("mode_not_found", f"The demo agent has no mode {permission_mode!r}.")
 
+    def conversation(self, native_session_id: str) -> str:
+        """See `base.Agent`."""
+        return native_session_id
+
     def driver(self, spec: DriverSpec) -> Driver:
         """A driver for one session."""
         return DemoDriver(spec, self._folder)
+
+    async def forget(self, native_session_id: str) -> None:
+        """Remove the conversation's file."""
+        if _CONVERSATION.fullmatch(native_session_id):
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(os.unlink, self._folder / f"{native_session_id}.jsonl")
 
 
 class DemoDriver:
@@ -171,11 +184,11 @@ class DemoDriver:
 
     async def prompt(self, parts: Sequence[PromptPart]) -> None:
         """See `base.Driver`."""
-        await self._send(prompt_message("prompt", parts))
+        await self._send(prompt_message(parts))
 
-    async def steer(self, parts: Sequence[PromptPart]) -> None:
-        """Add lines to the running script."""
-        await self._send(prompt_message("steer", parts))
+    async def steer(self, prompt: str, parts: Sequence[PromptPart]) -> None:
+        """Add lines to the running script; they are taken in between two of its lines."""
+        await self._send(prompt_message(parts, prompt))
 
     async def interrupt(self) -> None:
         """See `base.Driver`."""
@@ -190,17 +203,22 @@ class DemoDriver:
         DemoAgent(self._folder).check(model=model, effort=effort, permission_mode=permission_mode)
         await self._send({"type": "configure", "model": model, "mode": permission_mode})
 
-    async def close(self) -> None:
+    async def close(self, *, at_once: bool = False) -> None:
         """See `base.Driver`."""
         self._closed = True
-        await finish(self._close())
+        await finish(self._close(0 if at_once else CLOSE_GRACE_S))
 
-    async def _close(self) -> None:
+    async def _close(self, grace_s: float) -> None:
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
             await asyncio.wait([self._starting])
         if self._child is not None:
-            await self._child.end(CLOSE_GRACE_S)
+            await self._child.end(grace_s)
+
+    @property
+    def exit_status(self) -> int | None:
+        """See `base.Driver`."""
+        return self._child.returncode if self._child is not None else None
 
     async def _send(self, message: JsonObject) -> None:
         # an agent that is gone is told by the end of its events

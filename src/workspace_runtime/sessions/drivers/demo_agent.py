@@ -47,7 +47,7 @@ I am the demo agent. I am no AI: I do what each line of your prompt says, in ord
   usage                         I tell how many words went in and out
   flood N [BYTES [RATE]]        I say N texts, RATE a second or as fast as I can: each its number,
                                 the monotonic time in ns, and BYTES bytes
-  stream N [BYTES]              I say one text in N pieces of BYTES bytes
+  stream N [BYTES [RATE]]       I say one text in N pieces of BYTES bytes, RATE a second or as fast as I can
   fail [CODE]                   the turn fails (agent_error, agent_rate_limited, agent_overloaded, ...)
   end REASON                    the turn ends early: max_tokens, max_turns or refusal
   crash [SIGNAL]                my process dies (KILL, TERM, SEGV, ...), or hangs (STOP)
@@ -80,9 +80,11 @@ class Ended(Exception):
 class Turn:
     """A running turn: the lines still to do, and whether it was stopped."""
 
-    def __init__(self, lines: list[str], by_itself: bool = False) -> None:
+    def __init__(self, lines: list[str], by_itself: bool = False, prompt: str | None = None) -> None:
         self.lines = lines
         self.by_itself = by_itself
+        self.prompt = prompt  # steered, too late for a turn: this one is its own
+        self.held: list[tuple[str, list[str], list[JsonObject]]] = []  # steered, and not taken in yet
         self.stop = threading.Event()
         self.words_in = 0
         self.words_out = 0
@@ -113,15 +115,20 @@ class Agent:
         kind = message["type"]
         if kind in ("prompt", "steer"):
             parts: list[JsonObject] = message["parts"]
-            lines = [line for part in parts if part["type"] == "text" for line in part["text"].splitlines()]
+            lines = [line for part in parts if part["type"] == "text" for line in _lines(part["text"])]
             with self.lock:
-                # a prompt that meets a turn of our own joins it, so that it has one end
-                if self.turn is not None and not self.turn.stop.is_set():
-                    self._remember(lines)
-                    self.turn.words_in += _words(lines)
-                    self.turn.lines += lines
-                    return
-                self._begin(Turn(lines, by_itself=kind == "steer"), parts)
+                running = self.turn is not None and not self.turn.stop.is_set()
+                if self.turn is not None and kind == "steer":
+                    if running:
+                        self.turn.held.append((message["prompt"], lines, parts))
+                    else:
+                        self.say({"type": "returned", "prompt": message["prompt"]})
+                elif (
+                    self.turn is not None and running
+                ):  # a turn of our own: the prompt joins it, so that it has one end
+                    self._take_in(self.turn, lines)
+                else:
+                    self._begin(Turn(lines, prompt=message.get("prompt")), parts)
         elif kind == "interrupt":
             with self.lock:
                 if self.turn is not None:
@@ -138,6 +145,11 @@ class Agent:
                 self.model = message["model"]
                 self.pace_s = PACE_S[self.model]
             self.say({"type": "session", "model": self.model, "mode": self.mode})
+
+    def _take_in(self, turn: Turn, lines: list[str]) -> None:
+        self._remember(lines)
+        turn.words_in += _words(lines)
+        turn.lines += lines
 
     def _begin(self, turn: Turn, parts: list[JsonObject]) -> None:
         self.turn = turn if self.turn is None else self.turn
@@ -165,8 +177,14 @@ class Agent:
                 if turn.by_itself and self.turn not in (None, turn):  # a prompt came meanwhile: one turn for both
                     self.turn.lines[:0] = turn.lines
                     continue
+                if turn.prompt is not None and turn.stop.is_set():
+                    self.turn = None
+                    self.say({"type": "returned", "prompt": turn.prompt})
+                    continue
                 self.turn = turn
                 self._remember(list(turn.lines))
+            if turn.prompt is not None:
+                self.say({"type": "taken", "prompt": turn.prompt})
             turn.words_in += _words(turn.lines)
             if turn.by_itself:
                 self.say({"type": "began", "reason": "It was asked to begin by itself."})
@@ -183,6 +201,9 @@ class Agent:
             with self.lock:
                 if self.turn is turn:
                     self.turn = None
+                returned, turn.held = turn.held, []
+            for prompt, _, _ in returned:
+                self.say({"type": "returned", "prompt": prompt})
             usage = self._usage(turn)
             self.say({"type": "usage", "usage": usage})
             self.say({"type": "ended", "stop_reason": reason, "usage": usage})
@@ -192,11 +213,17 @@ class Agent:
             with self.lock:
                 if turn.stop.is_set():
                     raise Interrupted
-                if not turn.lines:
+                steered, turn.held = turn.held, []
+                for prompt, lines, _ in steered:
+                    self.say({"type": "taken", "prompt": prompt})
+                    self._take_in(turn, lines)
+                if not turn.lines and not steered:
                     self.turn = None  # from here on a prompt is a turn of its own
                     return
-                line = turn.lines.pop(0)
+                line = turn.lines.pop(0) if turn.lines else ""
                 nested = _take_nested(line, turn.lines)
+            for _, _, parts in steered:
+                self._look_at(turn, parts)
             self._do(turn, line, nested, None)
 
     def _do(self, turn: Turn, line: str, nested: list[str], parent: str | None) -> None:
@@ -226,13 +253,20 @@ class Agent:
                 size = _base64_size(part["data"])
                 self._stream(turn, "text", f"I see an image of {size} bytes ({part['mime_type']}).", None)
             elif part["type"] == "file":
-                path = os.path.relpath(os.path.join(self.root, part["path"]))
-                _read_file(self, turn, path, None, part.get("start_line"), part.get("end_line"))
+                self._show_file(turn, part["path"], part["text"])
+
+    def _show_file(self, turn: Turn, path: str, text: str) -> None:
+        """Tell a file that came with the prompt as if it had been read."""
+
+        def act(input: JsonObject) -> JsonObject:
+            return {"status": "completed", "output": text}
+
+        self._tool(turn, "Read", "read", {"path": path}, act, title=f"Read {path}", parent=None)
 
     def _stream(self, turn: Turn, kind: str, text: str, parent: str | None, *, lines: bool = False) -> None:
         """Say a block, word by word or line by line; cut short by an interrupt it is said as partial."""
         block, said = uuid.uuid4().hex[:12], ""
-        for piece in text.splitlines(keepends=True) if lines else re.findall(r"\s*\S+|\s+", text):
+        for piece in re.findall(r"[^\n]*\n|[^\n]+", text) if lines else re.findall(r"\s*\S+|\s+", text):
             if turn.stop.wait(self.pace_s):
                 self._block(turn, kind, said, block, parent, partial=True)
                 raise Interrupted
@@ -366,12 +400,6 @@ def _help(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
 
 
 def _read(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
-    _read_file(agent, turn, rest, parent, None, None)
-
-
-def _read_file(
-    agent: Agent, turn: Turn, path: str, parent: str | None, start_line: int | None, end_line: int | None
-) -> None:
     def act(input: JsonObject) -> JsonObject:
         def read() -> str:
             target = _inside(input["path"])
@@ -379,13 +407,11 @@ def _read_file(
             with open(os.open(target, os.O_RDONLY | os.O_NONBLOCK), encoding="utf-8", errors="replace") as file:
                 if not os.path.isfile(target):
                     raise OSError(f"{input['path']} is not a file.")
-                if start_line is None:
-                    return file.read()
-                return "".join(file.readlines()[start_line - 1 : end_line or start_line])
+                return file.read()
 
         return _outcome(read)
 
-    agent._tool(turn, "Read", "read", {"path": path}, act, title=f"Read {path}", parent=parent)
+    agent._tool(turn, "Read", "read", {"path": rest}, act, title=f"Read {rest}", parent=parent)
 
 
 def _write(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
@@ -564,18 +590,24 @@ def _flood(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
     filling = "x" * size
     started = time.monotonic()
     for index in range(number):
-        if rate and (ahead := started + index / rate - time.monotonic()) > 0:
-            turn.stop.wait(ahead)
+        _keep_pace(turn, started, index, rate)
         if turn.stop.is_set():
             raise Interrupted
         agent._block(turn, "text", f"{index} {time.monotonic_ns()} {filling}", None, parent)
 
 
+def _keep_pace(turn: Turn, started: float, index: int, rate: int) -> None:
+    if rate and (ahead := started + index / rate - time.monotonic()) > 0:
+        turn.stop.wait(ahead)
+
+
 def _stream_pieces(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
-    number, size, _ = _numbers(rest, 1000, 20, 0)
+    number, size, rate = _numbers(rest, 1000, 20, 0)
     block = uuid.uuid4().hex[:12]
     piece = "x" * (max(size, 1) - 1) + " "
+    started = time.monotonic()
     for index in range(number):
+        _keep_pace(turn, started, index, rate)
         if turn.stop.is_set():
             agent._block(turn, "text", piece * index, block, parent, partial=True)
             raise Interrupted
@@ -616,6 +648,11 @@ COMMANDS: dict[str, Callable[[Agent, Turn, str, str | None], None]] = {
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _lines(text: str) -> list[str]:
+    """A script's lines. They end as a text field or a file ends them; whatever else counts as a line's end is text."""
+    return re.split(r"\r\n|\n|\r", text)
 
 
 def _take_nested(line: str, lines: list[str]) -> list[str]:

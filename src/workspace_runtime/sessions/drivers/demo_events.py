@@ -14,6 +14,7 @@ from .base import (
     BlockDelta,
     BlockEnded,
     FilePart,
+    FileText,
     ImagePart,
     JsonObject,
     Location,
@@ -24,6 +25,8 @@ from .base import (
     PlanChanged,
     PlanEntry,
     PromptPart,
+    PromptReturned,
+    PromptTaken,
     Question,
     QuestionOption,
     SessionChanged,
@@ -50,8 +53,10 @@ def part_message(part: PromptPart) -> JsonObject:
             return {"type": "text", "text": text}
         case ImagePart(mime_type, data):
             return {"type": "image", "mime_type": mime_type, "data": data}
-        case FilePart(path, start, end):
-            return {"type": "file", "path": path, "start_line": start, "end_line": end or start}
+        case FileText(path, text):
+            return {"type": "file", "path": path, "text": text}
+        case FilePart():
+            raise TypeError("a driver gets files with their text")
 
 
 def answer_message(request: str, answer: PermissionAnswer) -> JsonObject:
@@ -172,6 +177,14 @@ def _began(message: JsonObject) -> AgentEvent:
     return AgentTurnStarted(message.get("reason"))
 
 
+def _taken(message: JsonObject) -> AgentEvent:
+    return PromptTaken(message["prompt"])
+
+
+def _returned(message: JsonObject) -> AgentEvent:
+    return PromptReturned(message["prompt"])
+
+
 def _error(message: JsonObject) -> AgentEvent:
     return AgentError(message["code"], message["message"], message.get("retryable", False))
 
@@ -193,11 +206,14 @@ _READERS: Mapping[str, Callable[[JsonObject], AgentEvent]] = {
     "started": _started,
     "session": _session,
     "began": _began,
+    "taken": _taken,
+    "returned": _returned,
     "error": _error,
     "ended": _ended,
 }
 
 
-def prompt_message(kind: str, parts: Sequence[PromptPart]) -> JsonObject:
-    """A `prompt`, or a `steer` into the running turn."""
-    return {"type": kind, "parts": [part_message(part) for part in parts]}
+def prompt_message(parts: Sequence[PromptPart], steered: str | None = None) -> JsonObject:
+    """A `prompt`, or a `steer` into the running turn under this name."""
+    message: JsonObject = {"type": "prompt"} if steered is None else {"type": "steer", "prompt": steered}
+    return message | {"parts": [part_message(part) for part in parts]}

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from workspace_runtime.queries import query_of, query_path
 
-from .. import commits, locks, merging, staging, stashing, switching, worktrees
+from .. import commits, conflicts, locks, merging, staging, stashing, switching, worktrees
 from ..schemas import bodies, history, views
 from ..work import Work
 from .door import Encoded, Where, changed, room
@@ -15,7 +15,7 @@ router = APIRouter()
 Named = Annotated[str, Path(max_length=1000)]
 
 
-@router.post("/stage", response_model=views.DoneView, summary="Stage")
+@router.post("/stage", response_model=views.StagedView, summary="Stage")
 async def version_control_stage(
     request: Request, body: bodies.StageBody, path: Where = "", path_bytes: Encoded = None
 ) -> Response:
@@ -237,7 +237,7 @@ async def version_control_resolve(
 ) -> Response:
     """Settle files by one side, or by what stands in the working tree now. Answers the conflicts that are left."""
     paths = body.wanted()
-    return await changed(request, "resolve", lambda work: merging.resolve_conflicts(work, paths=paths, use=body.use))
+    return await changed(request, "resolve", lambda work: conflicts.resolve_conflicts(work, paths=paths, use=body.use))
 
 
 # --- worktrees, locks -----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from workspace_runtime.conditions import matches
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.queries import query_of, query_path
 
+from ..credentials import tellable
 from ..operations import Operation
 from ..room import VersionControl
 from ..work import Work
@@ -21,13 +22,14 @@ Where = Annotated[
     Query(max_length=8192, description="Any path in the repository that is meant; left out, the workspace's root."),
 ]
 Encoded = Annotated[str | None, Query(max_length=16384, description="`path` percent-encoded once more.")]
+Cursor = Annotated[str | None, Query(max_length=16384, description="`next_cursor` of the page before.")]
 Wait = Annotated[bool, Query(description="false: answer 202 with the operation, to be watched.")]
 
 
 async def known_workspace(request: Request, id: str) -> None:
     """Raises `workspace_not_found` for another workspace's id."""
     if id != request.app.state.workspace_id:
-        raise WorkspaceError("workspace_not_found", f"There is no workspace {id!r} here.")
+        raise WorkspaceError("workspace_not_found", f"There is no workspace {tellable(id)!r} here.")
 
 
 def room(request: Request) -> VersionControl:

@@ -10,6 +10,7 @@ from workspace_runtime.media import media_type
 
 from .. import blame as blaming
 from .. import lists, objects, refs
+from ..conflicts import conflicts
 from ..diff import MAX_CONTEXT, Diff, diff, diff_text, show
 from ..draft import draft
 from ..locks import locks
@@ -18,11 +19,10 @@ from ..repository import Repository
 from ..schemas import diff as diff_views
 from ..schemas import history, views
 from ..schemas.bodies import workspace_path
-from .door import Encoded, Where, answer, room, tagged, where
+from .door import Cursor, Encoded, Where, answer, room, tagged, where
 
 router = APIRouter()
 Ref = Annotated[str | None, Query(max_length=1000, description="A revision: a branch, a tag, an id, HEAD~2, ….")]
-Cursor = Annotated[str | None, Query(max_length=16384, description="`next_cursor` of the page before.")]
 Words = Annotated[str | None, Query(max_length=1000)]
 _SANDBOX = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'"
 
@@ -101,9 +101,15 @@ async def version_control_tags(
 
 
 @router.get("/remotes", response_model=history.RemoteList, summary="List remotes")
-async def version_control_remotes(request: Request, path: Where = "", path_bytes: Encoded = None) -> Response:
+async def version_control_remotes(
+    request: Request, path: Where = "", path_bytes: Encoded = None, limit: Limit = 50, cursor: Cursor = None
+) -> Response:
     """The configured remotes. Secrets in their addresses are left out."""
-    return answer(await room(request).reading(lambda repository, _: refs.remotes(repository), where(request)))
+    return answer(
+        await room(request).reading(
+            lambda repository, _: refs.remotes(repository, limit=limit, cursor=cursor), where(request)
+        )
+    )
 
 
 def _diff(
@@ -162,7 +168,7 @@ async def version_control_diff(
         text = await room(request).reading(lambda repository, _: diff_text(repository, asked), where(request))
         return _bytes(text, b"text/x-diff; charset=utf-8", None)
     body, etag = await room(request).reading(
-        lambda repository, _: diff(repository, asked), where(request), ("diff", asked)
+        lambda repository, _: diff(repository, asked, room(request).find_module), where(request), ("diff", asked)
     )
     return tagged(request, body, etag)
 
@@ -249,25 +255,47 @@ async def version_control_draft(request: Request, path: Where = "", path_bytes: 
 
 
 @router.get("/stash", response_model=history.StashList, summary="List stashes")
-async def version_control_stashes(request: Request, path: Where = "", path_bytes: Encoded = None) -> Response:
+async def version_control_stashes(
+    request: Request, path: Where = "", path_bytes: Encoded = None, limit: Limit = 50, cursor: Cursor = None
+) -> Response:
     """What was put away, the newest first."""
-    return answer(await room(request).reading(lambda repository, _: lists.stashes(repository), where(request)))
+    return answer(
+        await room(request).reading(
+            lambda repository, _: lists.stashes(repository, limit=limit, cursor=cursor), where(request)
+        )
+    )
 
 
 @router.get("/conflicts", response_model=history.ConflictList, summary="List conflicts")
-async def version_control_conflicts(request: Request, path: Where = "", path_bytes: Encoded = None) -> Response:
+async def version_control_conflicts(
+    request: Request, path: Where = "", path_bytes: Encoded = None, limit: Limit = 50, cursor: Cursor = None
+) -> Response:
     """Files with conflicts and the ids of their three sides; `blob` has the contents."""
-    return answer(await room(request).reading(lambda repository, _: lists.conflicts(repository), where(request)))
+    return answer(
+        await room(request).reading(
+            lambda repository, _: conflicts(repository, limit=limit, cursor=cursor), where(request)
+        )
+    )
 
 
 @router.get("/worktrees", response_model=history.WorktreeList, summary="List working trees")
-async def version_control_worktrees(request: Request, path: Where = "", path_bytes: Encoded = None) -> Response:
+async def version_control_worktrees(
+    request: Request, path: Where = "", path_bytes: Encoded = None, limit: Limit = 50, cursor: Cursor = None
+) -> Response:
     """The main working tree and the linked ones."""
     top = room(request).root_bytes
-    return answer(await room(request).reading(lambda repository, _: lists.worktrees(repository, top), where(request)))
+    return answer(
+        await room(request).reading(
+            lambda repository, _: lists.worktrees(repository, top, limit=limit, cursor=cursor), where(request)
+        )
+    )
 
 
 @router.get("/locks", response_model=views.LockList, summary="List lock files")
-async def version_control_locks(request: Request, path: Where = "", path_bytes: Encoded = None) -> Response:
+async def version_control_locks(
+    request: Request, path: Where = "", path_bytes: Encoded = None, limit: Limit = 50, cursor: Cursor = None
+) -> Response:
     """Locks that a git has made, perhaps one that was killed; and the git processes that work in the repository."""
-    return answer(await room(request).reading(lambda repository, _: locks(repository), where(request)))
+    return answer(
+        await room(request).reading(lambda repository, _: locks(repository, limit=limit, cursor=cursor), where(request))
+    )

@@ -3,16 +3,16 @@
 from collections.abc import AsyncGenerator
 from typing import Annotated
 
-import orjson
 from fastapi import APIRouter, Path, Request, Response
 
+from workspace_runtime.bodies import Limit
 from workspace_runtime.sse import ServerSentEvents
 
 from .. import cloning, remotes
 from ..operations import Operation
 from ..room import Write
 from ..schemas import bodies, views
-from .door import Encoded, Wait, Where, answer, changed, room, told, where
+from .door import Cursor, Encoded, Wait, Where, answer, changed, room, told, where
 
 router = APIRouter()
 Named = Annotated[str, Path(max_length=1000)]
@@ -187,10 +187,9 @@ async def version_control_remove_remote(
 
 
 @router.get("/operations", response_model=views.OperationList, summary="List operations")
-async def version_control_operations(request: Request) -> Response:
-    """What changes repositories now or has done so lately, the newest first."""
-    items = [operation.view() for operation in room(request).operations.all()]
-    return answer({"items": items, "next_cursor": None})
+async def version_control_operations(request: Request, limit: Limit = 50, cursor: Cursor = None) -> Response:
+    """What changes repositories now or has done so lately, the newest first. A long result is left out here: `truncated`."""
+    return answer(room(request).operations.page(limit, cursor))
 
 
 @router.get(
@@ -226,5 +225,5 @@ class OperationStream(ServerSentEvents):
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """See the class."""
-        async for view in self._operation.watch():
-            yield b"data: " + orjson.dumps(view) + b"\n\n"
+        async for data in self._operation.watch():
+            yield b"data: " + data + b"\n\n"

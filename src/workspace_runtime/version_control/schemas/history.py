@@ -229,6 +229,10 @@ class ConflictView(BaseModel):
     ours: SideView | None
     theirs: SideView | None
     exists: bool = Field(description="The working tree has it.")
+    original_path: str | None = Field(
+        description="The name that it stands for, where git put it beside that: the other side has something of another kind there."
+    )
+    original_path_bytes: Encoded = None
 
 
 class ConflictList(BaseModel):

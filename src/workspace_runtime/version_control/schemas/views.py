@@ -1,6 +1,6 @@
 """What a client gets of a repository's state and of what it changes."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -107,6 +107,7 @@ class OperationView(BaseModel):
     progress: ProgressView | None
     result: dict[str, Any] | None
     error: dict[str, Any] | None = Field(description="With code and detail, as an error answer has them.")
+    truncated: bool = Field(description="In a list or a frame the result was too long: GET of the operation has it.")
 
 
 class OperationList(BaseModel):
@@ -145,9 +146,24 @@ class WhereView(BaseModel):
     head: HeadView
 
 
+Warnings = Annotated[
+    list[str] | None,
+    Field(
+        description="What git could not do, or warned of, in its words, where there is any: the rest is done. The last 100."
+    ),
+]
+
+
+class StagedView(BaseModel):
+    """Staged."""
+
+    warnings: Warnings = None
+
+
 class CheckoutView(WhereView):
     """A switch."""
 
+    warnings: Warnings = None
     stash: str | None = Field(description="The id of the stash that has the local changes.")
 
 
@@ -244,6 +260,7 @@ class LockList(BaseModel):
     """The locks of a repository, and the git processes that work in it."""
 
     items: list[LockView]
+    next_cursor: str | None
     processes: list[ProcessView]
 
 

