@@ -310,6 +310,16 @@ async def test_what_the_agent_gives_back_becomes_a_turn_as_any_other(tmp_path: P
         assert [(e["turn_id"], e["content"]) for e in events if e["type"] == "text"] == [(second, "left!")]
 
 
+async def test_what_the_agent_holds_ends_with_the_session(tmp_path: Path) -> None:
+    agent = ScriptedAgent()
+    async with manager_of(tmp_path, agent) as manager:
+        session, _, first, second = await steered_session(manager, agent)
+        await manager.terminate(session.record.id)
+        events = await history(manager, session)
+        done = {e["turn_id"]: e["stop_reason"] for e in events if e["type"] == "done"}
+        assert done == {first: "terminated", second: "terminated"} and not session.actor.queue
+
+
 async def test_what_the_agent_holds_survives_the_server(tmp_path: Path) -> None:
     agent = ScriptedAgent()
     async with manager_of(tmp_path, agent) as manager:

@@ -265,6 +265,7 @@ class SessionActor:
     async def _terminate(self) -> None:
         if self.turn is not None:
             self.turn.stop_as = "terminated"
+        self._take_back()  # the agent ends, whatever it holds
         self.recorder.drop_queue("terminated")
         await self.runner.drop()
         self._end_turn("terminated")

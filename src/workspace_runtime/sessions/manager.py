@@ -410,8 +410,7 @@ class SessionManager:
         """Refuse a second live owner of an agent's conversation. One that is being terminated is waited for."""
         for session in list(self._sessions.values()):
             record = session.record
-            own = record.native_session_id or (None if record.fork else record.resume_native_id)
-            if session is reopened or record.agent != agent_id or own != native:
+            if session is reopened or record.agent != agent_id or record.conversation != native:
                 continue
             await session.actor.ended()
             if record.status != "terminated":
@@ -425,9 +424,8 @@ class SessionManager:
         async with self._owning:
             await session.actor.ended()
             record = session.record
-            native = record.native_session_id or (None if record.fork else record.resume_native_id)
-            if record.status == "terminated" and native is not None:
-                await self._check_owner(record.agent, native, session)
+            if record.status == "terminated" and record.conversation is not None:
+                await self._check_owner(record.agent, record.conversation, session)
             await session.actor.reopen()
         return session
 

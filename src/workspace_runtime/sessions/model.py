@@ -80,6 +80,11 @@ class SessionRecord:
     env: dict[str, str] = field(default_factory=dict)
     system_prompt: str | None = None
 
+    @property
+    def conversation(self) -> str | None:
+        """The agent's own conversation that this session goes on with, unless it is terminated; a fork has none of its own yet."""
+        return self.native_session_id or (None if self.fork else self.resume_native_id)
+
     def dump(self) -> bytes:
         """The stored form."""
         return encode({name: getattr(self, name) for name in _RECORD_FIELDS})

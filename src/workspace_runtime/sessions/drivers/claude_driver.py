@@ -461,12 +461,15 @@ class ClaudeDriver:
         self._stops += 1
         self._messages.interrupted()
         self._running()
+        await self._stop()
+
+    async def _stop(self) -> None:
         await self._query()._send_control_request({"subtype": "interrupt", "cancel_queued": True})
 
     async def _halt(self) -> None:
         """Stop a turn that the CLI began although it was stopped: a task in the background has ended, a timer has fired."""
         try:
-            await self._query()._send_control_request({"subtype": "interrupt", "cancel_queued": True})
+            await self._stop()
         except Exception as fault:  # the edge of the SDK: a CLI that is gone is told by the end of its messages
             logger.info("session %s: Claude Code could not be stopped again: %r", self._spec.session_id, fault)
 
