@@ -11,6 +11,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -319,6 +322,74 @@ async def test_a_folder_moved_out_is_let_go(work: Path, tmp_path: Path) -> None:
         wanted = [b"back", b"back/inner", b"back/inner/two", b"back/one"]
         assert sorted(path for _, path in await events_of(mirror)) == wanted
         assert watcher.watched == 3
+
+
+@contextlib.contextmanager
+def at_each_hold(path: bytes, before: Callable[[], object], after: Callable[[], object], times: int) -> Iterator[None]:
+    """Somebody acts around each of the first looks into a folder, where the watcher can't know of it yet."""
+    real, left = WorkspaceRoot.hold, times
+
+    def hold(root: WorkspaceRoot, wanted: bytes) -> int:
+        nonlocal left
+        if wanted != path or left == 0 or threading.current_thread().name != "watcher":
+            return real(root, wanted)
+        left -= 1
+        before()
+        try:
+            return real(root, wanted)
+        finally:
+            after()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WorkspaceRoot, "hold", hold)
+        yield
+    assert left == 0
+
+
+async def test_a_folder_above_is_away_for_a_moment_while_a_new_one_is_entered(work: Path) -> None:
+    async with watching(work) as (mirror, _):
+        away, back = (
+            partial(os.rename, work / "folder", work / "aside"),
+            partial(os.rename, work / "aside", work / "folder"),
+        )
+        with at_each_hold(b"folder/new", away, back, 1):
+            make(work / "folder/new/deep/file")
+            await mirror.settled()
+        await events_of(mirror)
+
+
+async def test_a_folder_is_away_at_many_looks_in_a_row(work: Path) -> None:
+    async with watching(work) as (mirror, _):
+        away, back = (
+            partial(os.rename, work / "folder", work / "aside"),
+            partial(os.rename, work / "aside", work / "folder"),
+        )
+        with at_each_hold(b"folder/inner", away, back, 8):
+            make(work / "folder/inner/more")
+            make(work / "folder/inner/new/file")
+            await mirror.settled()
+        await events_of(mirror)
+
+
+async def test_a_folder_found_at_another_place_amid_the_looks(work: Path) -> None:
+    make(work / "folder/inner/deep/three")
+
+    def move() -> None:
+        os.rename(work / "folder/inner", work / "a/inner")
+
+    def link_then_wait() -> None:
+        link = work / "a/inner/deep/link"
+        if link.is_symlink():
+            time.sleep(0.015)  # so that it is not young any more
+        else:
+            link.symlink_to("three")
+
+    async with watching(work) as (mirror, _):
+        with at_each_hold(b"a", move, lambda: None, 1), at_each_hold(b"a/inner/deep", link_then_wait, lambda: None, 2):
+            make(work / "folder/inner/deep/three", "first")
+            os.mkdir(work / "a")
+            await mirror.settled()
+        await events_of(mirror)
 
 
 async def test_links_are_not_followed(work: Path, tmp_path: Path) -> None:

@@ -460,18 +460,22 @@ class Tree:
 
     # --- looking into folders -----------------------------------------------------------------------------------------
 
-    def walk(self, start: Folder, *, quiet: bool) -> None:
-        """Watch a folder and all below it that is not ignored, and tell what is in there, unless `quiet`."""
+    def walk(self, start: Folder, *, quiet: bool, waits: int = 0) -> None:
+        """Watch a folder and all below it that is not ignored, and tell what is in there, unless `quiet`.
+
+        `waits`: how often this folder could not be entered before, for no reason that lasts.
+        """
         todo = [start]
         while todo and not self._tell.stopped:
             if self.inotify is not None:
                 self.inotify.drain()
-            self._enter(todo.pop(), quiet, todo)
+            folder = todo.pop()
+            self._enter(folder, quiet, todo, waits if folder is start else 0)
 
-    def _enter(self, folder: Folder, quiet: bool, todo: list[Folder]) -> None:
+    def _enter(self, folder: Folder, quiet: bool, todo: list[Folder], waits: int) -> None:
         held = self.hold(folder)
         if held is None:
-            self._shut(folder, quiet)
+            self._shut(folder, quiet, waits)
             return
         try:
             # first watched, then read: what changes in between is told by an event
@@ -479,7 +483,7 @@ class Tree:
             listing = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=held)
         except OSError as fault:
             self.lost |= fault.errno in _NONE_LEFT
-            self._shut(folder, quiet)
+            self._shut(folder, quiet, MAX_WAITS if isinstance(fault, PermissionError) else waits)
             return
         else:
             try:
@@ -489,29 +493,31 @@ class Tree:
         finally:
             os.close(held)
 
-    def _shut(self, folder: Folder, quiet: bool) -> None:
-        """A folder that can't be looked into: it is gone again, or not ours to read."""
-        parent, origin = folder.parent, folder.origin
+    def _shut(self, folder: Folder, quiet: bool, waits: int) -> None:
+        """A folder that can't be looked into: it is gone again, a folder above is on its way, or it is not ours to read.
+
+        A folder above may be back at its place before its moves are taken from the queue, and then counts as never moved. So
+        what is not gone for sure is looked at again, up to `MAX_WAITS` times; what still can't be read then is not ours.
+        """
+        parent, name, origin = folder.parent, folder.name, folder.origin
         self.discard(folder)
         if parent is None:
             return
-        parent.names[folder.name] = SHUT
-        if quiet:
-            return
+        parent.names.pop(name, None)
         held = self.hold(parent)
         try:
-            if held is None:
-                raise FileNotFoundError
-            status = os.stat(folder.name, dir_fd=held, follow_symlinks=False)
-            if not stat.S_ISDIR(status.st_mode):
-                raise FileNotFoundError
+            status = None if held is None else os.stat(name, dir_fd=held, follow_symlinks=False)
         except OSError:
-            del parent.names[folder.name]
-        else:
-            self._tell.created(self._path(parent, folder.name), status, origin)
+            return
         finally:
             if held is not None:
                 os.close(held)
+        if waits < MAX_WAITS:
+            self.mark(parent, name, CREATED | (waits + 1) * WAITED)
+        elif status is not None and stat.S_ISDIR(status.st_mode):
+            parent.names[name] = SHUT
+            if not quiet:
+                self._tell.created(self._path(parent, name), status, origin)
 
     def _path(self, folder: Folder, name: bytes) -> bytes:
         place = self.place(folder)

@@ -50,10 +50,11 @@ class Settler:
             self._tell.repositories(found)
         places = [(place, folder) for folder in list(tree.marks) if (place := tree.place(folder)) is not None]
         places.sort(key=lambda found: found[0])
-        for (_, path), folder in places:
+        for _, folder in places:
             marks = tree.marks.pop(folder, None)
-            if marks and tree.place(folder) is not None:
-                self._settle_folder(folder, path, marks)
+            place = tree.place(folder)  # by now it may have been found at another one
+            if marks and place is not None:
+                self._settle_folder(folder, place[1], marks)
         tree.marks = {folder: marks for folder, marks in tree.marks.items() if tree.is_kept(folder)}
         self._tell.flush()
         self._moves_open = tree.end_moves()
@@ -62,8 +63,9 @@ class Settler:
         held = self._tree.hold(folder)
         if held is None:  # it is gone or on its way: the folder above has or gets a mark
             for name, mark in marks.items():
-                if mark < MAX_WAITS * WAITED:
-                    self._tree.mark(folder, name, mark + WAITED)
+                if mark >= MAX_WAITS * WAITED and folder.parent is not None:
+                    self._tree.mark(folder.parent, folder.name, CREATED)
+                self._tree.mark(folder, name, min(mark + WAITED, mark % WAITED + MAX_WAITS * WAITED))
             return
         try:
             for count, (name, mark) in enumerate(marks.items()):
@@ -148,7 +150,7 @@ class Settler:
         child = moving.folder if moving is not None and moving.folder is not None else Folder(folder, name)
         child.parent, child.name, child.origin = folder, name, origin
         folder.names[name] = child
-        tree.walk(child, quiet=False)
+        tree.walk(child, quiet=False, waits=mark // WAITED)
 
     def _is_known(
         self, folder: Folder, name: bytes, path: bytes, status: os.stat_result, mark: int, moving: Moving | None
