@@ -21,6 +21,7 @@ from workspace_runtime.sessions import store
 from workspace_runtime.sessions.drivers import base
 from workspace_runtime.sessions.drivers.base import BlockDelta, BlockEnded, TextPart, ToolCalled, ToolEnded, TurnEnded
 from workspace_runtime.sessions.manager import NewSession, Session, SessionManager
+from workspace_runtime.sessions.model import QueuedPrompt
 from workspace_runtime.sessions.permissions import Answer
 from workspace_runtime.streams.protocol import StoredEvent
 
@@ -198,6 +199,26 @@ async def test_delivery_interrupt_stops_the_turn_and_goes_first(tmp_path: Path) 
         events = await history(manager, session)
         assert [e["content"] for e in events if e["type"] == "text"] == ["now", "waits"]
         assert [e["stop_reason"] for e in events if e["type"] == "done"] == ["interrupted", "end_turn", "end_turn"]
+
+
+@pytest.mark.parametrize("stopped_after", [False, True])
+async def test_delivery_interrupt_goes_next_though_the_turn_ends_by_itself(tmp_path: Path, stopped_after: bool) -> None:
+    agent = ScriptedAgent()
+    async with manager_of(tmp_path, agent) as manager:
+        session = await manager.create(NewSession("scripted", prompt=say("short")))
+        await until(lambda: agent.started and agent.started[0].told)
+        await manager.prompt(session.record.id, say("waits"))
+        agent.started[0].say(TurnEnded("end_turn"))
+        now = QueuedPrompt("turn_00000000000000000000", say("now"))
+        session.actor.submit(now, "interrupt")
+        if stopped_after:
+            await session.actor.interrupt()
+            assert session.record.queue_paused and len(session.actor.queue) == 2
+            return
+        agent.on_prompt = echo
+        await until(lambda: session.record.turn_count == 3)
+        await idle(session)
+        assert [e["content"] for e in await history(manager, session) if e["type"] == "text"] == ["now", "waits"]
 
 
 async def test_steer_goes_into_the_running_turn(tmp_path: Path) -> None:

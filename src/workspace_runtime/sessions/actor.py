@@ -160,8 +160,7 @@ class SessionActor:
                 self.runner.post(self._halt)
             self._begin_next()
         elif delivery == "interrupt":
-            turn.stop_as = turn.stop_as or "interrupted"
-            self.runner.spawn(self._stop(turn, "interrupted", pause=False))
+            self.runner.spawn(self._stop(turn, turn.end_as("interrupted", pause=False)))
         return place, batch
 
     def _hold(self, prompt: QueuedPrompt) -> float:
@@ -194,7 +193,7 @@ class SessionActor:
         if drop_queue:
             self.recorder.drop_queue("cancelled")
         if turn is not None:
-            await self._stop(turn, "interrupted")
+            await self._stop(turn, turn.end_as("interrupted"))
         elif driver is not None and (self._held or self.record.background):  # it is about to begin, or sub-agents work
             self._take_back()
             self._pause()
@@ -216,7 +215,7 @@ class SessionActor:
         if told.scope == "session" and told.decision == "allow" and option and option.rule:
             self._session_rules.append(option.rule)
         if told.interrupt and self.turn is not None:
-            self.turn.stop_as = "interrupted"
+            self.turn.end_as("interrupted")
         self._stop_timer(permission)
         self.recorder.resolve(permission, told.decision, by, option_id=option.id if option else None, scope=told.scope)
         self.recorder.go_on()
@@ -363,15 +362,13 @@ class SessionActor:
             self.record.queue_paused = True
             self.recorder.tell_queue()
 
-    async def _stop(self, turn: Turn, reason: StopReason, *, pause: bool = True) -> None:
-        """Stop a turn within 3 s: by asking the agent, else by ending its process."""
-        turn.stop_as = turn.stop_as or reason
-        turn.pause = pause
+    async def _stop(self, turn: Turn, reason: StopReason) -> None:
+        """Stop a turn within 3 s: by asking the agent, else by ending its process. Its `end_as` was called before."""
         if turn is not self.turn:
             return
         driver = self.runner.driver
         if not turn.sent or driver is None:  # the agent never heard of it
-            self._end_turn(turn.stop_as, pause=pause)
+            self._end_turn(reason, pause=turn.pause)
             return
         try:
             async with asyncio.timeout(INTERRUPT_GRACE_S):
@@ -382,7 +379,7 @@ class SessionActor:
                 logger.warning("session %s: the agent can't be interrupted (%r): it is ended", self.record.id, fault)
             await self.runner.drop(at_once=True)
             if turn is self.turn:
-                self._end_turn(turn.stop_as, pause=pause)
+                self._end_turn(reason, pause=turn.pause)
 
     # --- orders to the agent ------------------------------------------------------------------------------------------
 
@@ -478,7 +475,7 @@ class SessionActor:
         if driver is None:
             return
         if turn is not None and turn.sent:  # it was quicker
-            await self._stop(turn, "interrupted")
+            await self._stop(turn, turn.end_as("interrupted"))
             return
         async with asyncio.timeout(ORDER_TIMEOUT_S):
             await driver.interrupt()
@@ -489,7 +486,7 @@ class SessionActor:
             async with asyncio.timeout(ORDER_TIMEOUT_S):
                 await self.runner.driver.answer(permission.request, told)
         if told.interrupt and self.turn is not None:  # also what it holds, and what works beside the turn
-            await self._stop(self.turn, "interrupted")
+            await self._stop(self.turn, self.turn.end_as("interrupted"))
 
     async def _trim(self) -> None:
         """Remove the oldest turns, whole, that are more than what is kept."""

@@ -149,6 +149,14 @@ class Turn:
     # what was steered into it: each of these prompts gets a `done` of its own with the turn's
     taken: list[str] = field(default_factory=list)
 
+    def end_as(self, reason: StopReason, *, pause: bool = True) -> StopReason:
+        """Note at once that it is to be stopped, since it may end by itself before the agent hears of it; how it will end.
+
+        The first reason stays; whether the queue pauses is for the last one to say.
+        """
+        self.stop_as, self.pause = self.stop_as or reason, pause
+        return self.stop_as
+
 
 @dataclass(slots=True)
 class Permission:
