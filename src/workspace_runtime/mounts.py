@@ -55,6 +55,7 @@ class MountTable:
     """
 
     def __init__(self) -> None:
+        self._table = b""
         self._seen: set[bytes] = set()
         try:
             self._fd = os.open(TABLE, os.O_RDONLY | os.O_CLOEXEC)
@@ -67,19 +68,34 @@ class MountTable:
             waiter.register(self._fd, select.POLLPRI)
 
     def changed(self, path: bytes) -> bool:
-        """Whether mounts that concern an absolute path differ from when this was asked last."""
-        before, self._seen = self._seen, set()
+        """Whether mounts that concern an absolute path may differ from when this was asked last. To be asked when woken.
+
+        A table that is the same then says that something came and went meanwhile, and not where: that counts as a change.
+        """
         if self._fd < 0:
             return False
-        with contextlib.suppress(OSError):
-            os.lseek(self._fd, 0, os.SEEK_SET)
+        before, self._table = (self._table, self._seen), self._read()
+        self._seen = {
+            b" ".join(line.split(b" ")[:5])  # ids, device, what of it, where
+            for line, (_, point, _) in zip(self._table.splitlines(), mounts(self._table), strict=False)
+            if is_below(point, path) or is_below(path, point)
+        }
+        return self._seen != before[1] or self._table == before[0]
+
+    def _read(self) -> bytes:
+        """The table as it is once no change comes in while it is read, which would wake the waiter a second time for nothing."""
+        waiter = select.poll()
+        self.register(waiter)
+        table = b""
+        for _ in range(20):
             table = b""
-            while piece := os.read(self._fd, 65536):
-                table += piece
-            for line, (_, point, _) in zip(table.splitlines(), mounts(table), strict=False):
-                if is_below(point, path) or is_below(path, point):
-                    self._seen.add(b" ".join(line.split(b" ")[:5]))  # ids, device, what of it, where
-        return self._seen != before
+            with contextlib.suppress(OSError):
+                os.lseek(self._fd, 0, os.SEEK_SET)
+                while piece := os.read(self._fd, 65536):
+                    table += piece
+            if not any(event & select.POLLPRI for _, event in waiter.poll(0)):
+                break
+        return table
 
     def close(self) -> None:
         """Let go of the table."""

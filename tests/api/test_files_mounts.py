@@ -254,9 +254,9 @@ def test_a_mount_elsewhere_is_none(server: ConfinedServer, mounts: Mounting, roo
     url = f"{server.url.replace('http', 'ws', 1)}/api/v1/ws?topics=files"
     with connect(url, proxy=None, open_timeout=TIMEOUT_S) as socket:
         mounts.tmpfs(elsewhere)
-        mounts.unmount(elsewhere)
         (root / "file").touch()
         assert "resync" not in [frame["type"] for frame in frames_until(socket, "file_changed")]
+    mounts.unmount(elsewhere)
 
 
 # --- one root at a time -------------------------------------------------------------------------------------------------
