@@ -1,8 +1,10 @@
 """No page, frame or header costs more than it should: every list and replay ends at a bound, and stays inside its session."""
 
 import json
+import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +227,39 @@ def test_line_ends_of_unicode_stay_inside_an_event(client: httpx.Client, server:
     page = client.get(f"{path_of(session)}/events?events=all").content
     for line, event in zip(got, events, strict=True):
         assert "seq" not in event or line.encode() in page  # the same bytes everywhere
+
+
+def test_line_ends_of_unicode_stay_inside_a_line_of_every_stream(client: httpx.Client, server: ServerProcess) -> None:
+    name = "re\u2028po\u2029\u0085"
+    folder = server.workspace / name
+    folder.mkdir()
+    subprocess.run(["git", "init", "-q", folder], check=True)
+    subprocess.run(["git", "-C", folder, "remote", "add", "origin", "http://127.0.0.1:9/x"], check=True)
+    asked = {"path": name, "wait": "false"}
+    fetch = client.post("/api/v1/workspaces/default/version-control/fetch", params=asked, json={})
+    assert fetch.status_code == 202, fetch.text
+    events = {"Accept": "text/event-stream"}
+
+    def lines(target: str, headers: dict[str, str], until: str) -> str:
+        found = []
+        with client.stream("GET", target, headers=headers) as answer:
+            for line in answer.iter_lines():
+                assert not line or line.startswith((":", "id: ", "data: ", "{")), line
+                found += [line.removeprefix("data: ")] if line.endswith("}") else []
+                if until in line:
+                    break
+        for line in found:
+            json.loads(line)
+        return "\n".join(found)
+
+    assert "po" in lines(fetch.headers["location"], events, '"failed"')
+    with ThreadPoolExecutor(1) as pool:
+        live = pool.submit(lines, "/api/v1/events?topics=files", events, "file_changed")
+        while not live.done():
+            (folder / f"needle {time.monotonic_ns()}").write_text("a\u2028needle\u2029\u0085\n")
+            time.sleep(0.2)
+    assert "needle" in live.result()
+    assert "\\u2028needle" in lines("/api/v1/search/content?q=needle", {}, '"summary"')
 
 
 # --- what is removed --------------------------------------------------------------------------------------------------

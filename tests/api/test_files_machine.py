@@ -714,7 +714,7 @@ def run(machine: type[Machine], examples: int, steps: int) -> None:
 
 @pytest.mark.timeout(600)
 def test_the_api_does_what_a_plain_model_does(machine: type[Machine]) -> None:
-    run(machine, 200, 50)
+    run(machine, 60, 50)
 
 
 @pytest.mark.long

@@ -29,7 +29,13 @@ QUIET = {"HTTP_PROXY": NOWHERE, "HTTPS_PROXY": NOWHERE, "NO_PROXY": "127.0.0.1,l
 
 shells = pytest.mark.parametrize(
     "shell",
-    ["bash", pytest.param("zsh", marks=pytest.mark.skipif(not shutil.which("zsh"), reason="zsh is not installed"))],
+    [
+        "bash",
+        pytest.param(
+            "zsh",
+            marks=[pytest.mark.long, pytest.mark.skipif(not shutil.which("zsh"), reason="zsh is not installed")],
+        ),
+    ],
 )
 
 

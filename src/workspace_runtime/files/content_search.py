@@ -26,6 +26,7 @@ from typing import Any, Literal
 import orjson
 
 from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.events.model import in_one_line
 from workspace_runtime.files.ignored import WITHOUT_GIT, global_file, root_rules
 from workspace_runtime.files.ripgrep import Ripgrep
 from workspace_runtime.paths import WorkspaceRoot, path_bytes, refusal, reopen, shown
@@ -290,7 +291,7 @@ class _Reader:
                 self.full = True
                 return
             self.matches += 1
-        out.append(orjson.dumps(item, option=orjson.OPT_APPEND_NEWLINE))
+        out.append(in_one_line(orjson.dumps(item, option=orjson.OPT_APPEND_NEWLINE)))
 
     def _keep(self, part: bytes) -> None:
         """Keep the start of a record, or where it is too long, its first bytes alone."""

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 
 from workspace_runtime.bodies import Limit
+from workspace_runtime.events.model import in_one_line
 from workspace_runtime.sse import ServerSentEvents
 
 from .. import cloning, remotes
@@ -226,4 +227,4 @@ class OperationStream(ServerSentEvents):
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """See the class."""
         async for data in self._operation.watch():
-            yield b"data: " + data + b"\n\n"
+            yield b"data: " + in_one_line(data) + b"\n\n"
