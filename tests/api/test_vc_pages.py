@@ -8,7 +8,7 @@ from fastapi.routing import APIRoute
 from websockets.sync.client import connect
 
 from support.version_control import Case, Host, host
-from workspace_runtime.version_control import operations
+from workspace_runtime.version_control import cursors, operations
 from workspace_runtime.version_control.routes import changing, reading, remote
 
 MANY = 7
@@ -123,6 +123,57 @@ def test_a_list_pages(case: Case, route: str) -> None:
         assert case.ask("GET", route, limit=limit, **where).code == "validation_failed"
     for cursor in ("x", "AAAA", "", "\u00fc"):
         assert case.ask("GET", route, cursor=cursor, **where).code == "cursor_invalid"
+
+
+def long_tags(case: Case) -> None:
+    for number in range(MANY):
+        case.git("tag", "-a", "-F", "-", f"t{number}", input=LONG)
+
+
+def long_stashes(case: Case) -> None:
+    case.write("a.txt", "changed\n")
+    oid = case.git("stash", "create")
+    case.git("update-ref", "--create-reflog", "refs/stash", oid)
+    line = f"{oid} {oid} a <a@example.org> 1700000000 +0000\tOn main: ".encode() + b"m" * 1_000_000 + b"\n"
+    (case.folder / ".git/logs/refs/stash").write_bytes(line * MANY)
+
+
+def long_remotes(case: Case) -> None:
+    with (case.folder / ".git/config").open("a") as config:
+        for number in range(MANY):
+            config.write(f'[remote "r{number}"]\n\turl = /{"u" * 1_000_000}\n')
+
+
+def long_log(case: Case) -> None:
+    for _ in range(MANY - 1):
+        case.git("commit", "-q", "--allow-empty", "-F", "-", input=LONG)
+
+
+LONG = b"subject " + b"s" * 2000 + b"\n\n" + b"b" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("route", "fill"), [("tags", long_tags), ("stash", long_stashes), ("remotes", long_remotes), ("log", long_log)]
+)
+def test_a_page_ends_where_it_has_grown_large(case: Case, route: str, fill: Callable[[Case], None]) -> None:
+    """And the next one goes on: nothing is left out, and nothing has to be asked for in another way."""
+    fill(case)
+    items, cursor, pages = [], None, 0
+    while pages == 0 or cursor is not None:
+        answer = case.ask("GET", route, limit=1000, cursor=cursor)
+        assert len(answer.body) <= cursors.MAX_BYTES + 1_000_000
+        pages += 1
+        items += answer.json["items"]
+        cursor = answer.json["next_cursor"]
+    assert pages > 1
+    assert len(items) == MANY
+
+
+def test_a_branch_is_named_by_the_beginning_of_a_long_subject(case: Case) -> None:
+    long_log(case)
+    (branch,) = case.get("branches")["items"]
+    assert branch["subject"] == LONG[:1000].decode()
+    assert case.get("log", limit=1)["items"][0]["subject"] == LONG.split(b"\n")[0].decode()
 
 
 def test_a_page_of_stashes_goes_on_where_it_ended(case: Case) -> None:

@@ -112,7 +112,7 @@ class ServerProcess:
     def socket(self, session_id: str, query: str = "", **options: Any) -> ClientConnection:
         """A WebSocket of a session."""
         url = f"{self.url.replace('http', 'ws', 1)}/api/v1/ws/agent-sessions/{session_id}{query}"
-        socket: ClientConnection = connect(url, max_size=None, proxy=None, open_timeout=TIMEOUT_S, **options)
+        socket: ClientConnection = connect(url, proxy=None, open_timeout=TIMEOUT_S, **options)
         return socket
 
 

@@ -48,7 +48,7 @@ def conflicts(repository: Repository, *, limit: int = 50, cursor: str | None = N
     repository.need_worktree()
     bound = cursors.binding("conflicts", repository.git_dir)
     sides = unmerged(repository)
-    page, after = cursors.page(sorted(sides), lambda name: (0, name), bound, limit, cursor)
+    page, after = cursors.page(sorted(sides), lambda name: (0, name), bound, limit, cursor, len)
     own = own_names(repository, {name: sides[name] for name in page}, sides)
     return {"items": [_conflict(repository, name, sides[name], own.get(name)) for name in page], "next_cursor": after}
 

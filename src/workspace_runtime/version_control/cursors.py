@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,6 +24,8 @@ from .objects import DATE, OID, PARENTS, Fields
 
 T = TypeVar("T")
 
+# Of what people wrote, on one page: it ends before it has more, and the next one goes on.
+MAX_BYTES = 4 * 1024 * 1024
 MAX_FRONTIER = 200
 MAX_SAME = 50
 # Dates that git's walk and its text agree on: beyond, its commit-graph cuts them.
@@ -149,17 +151,37 @@ def decode_name(cursor: str, bound_to: bytes) -> tuple[int, bytes]:
 
 
 def page(
-    items: Sequence[T], key: Callable[[T], tuple[int, bytes]], bound: bytes, limit: int, cursor: str | None
+    items: Sequence[T],
+    key: Callable[[T], tuple[int, bytes]],
+    bound: bytes,
+    limit: int,
+    cursor: str | None,
+    weigh: Callable[[T], int],
 ) -> tuple[list[T], str | None]:
-    """The next of items that are sorted by their keys, a figure and a name that no other has, and the cursor of those after them."""
+    """The next of items that are sorted by their keys, a figure and a name that no other has, and the cursor of those after them.
+
+    `weigh` says how many bytes of text an item holds, about: see `fitting`.
+    """
     if cursor is not None:
         last = decode_name(cursor, bound)
         items = [item for item in items if key(item) > last]
-    found = list(items[:limit])
-    if len(items) <= limit:
+    found = fitting(items[:limit], weigh)
+    if len(items) <= len(found):
         return found, None
     figure, name = key(found[-1])
     return found, encode_name(bound, name, figure)
+
+
+def fitting(items: Iterable[T], weigh: Callable[[T], int]) -> list[T]:
+    """The first of these items that a page has room for: up to `MAX_BYTES` of their texts, and at least one."""
+    found: list[T] = []
+    left = MAX_BYTES
+    for item in items:
+        left -= weigh(item)
+        if found and left < 0:
+            break
+        found.append(item)
+    return found
 
 
 def invalid() -> WorkspaceError:

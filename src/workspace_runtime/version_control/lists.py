@@ -39,8 +39,8 @@ def stashes(repository: Repository, *, limit: int = 50, cursor: str | None = Non
         if not places:
             raise cursors.invalid()
         start = min(places, key=lambda place: abs(place - index)) + 1
-    page = listed[start : start + limit]
-    more = start + limit < len(listed)
+    page = cursors.fitting(listed[start : start + limit], lambda stash: len(stash["message"]))
+    more = start + len(page) < len(listed)
     after = cursors.encode_name(bound, page[-1]["oid"].encode(), page[-1]["index"]) if more else None
     return {"items": page, "next_cursor": after}
 
@@ -83,8 +83,12 @@ def worktrees(
     bound = cursors.binding("worktrees", repository.common_dir)
     listed = [(int(not tree["main"]), place, tree) for place, tree in all_worktrees(repository, workspace).items()]
     listed.sort(key=lambda row: row[:2])
-    page, after = cursors.page(listed, lambda row: row[:2], bound, limit, cursor)
+    page, after = cursors.page(listed, lambda row: row[:2], bound, limit, cursor, lambda row: _weight(row[2]))
     return {"items": [tree for _, _, tree in page], "next_cursor": after}
+
+
+def _weight(tree: dict[str, Any]) -> int:
+    return sum(len(value) for value in tree.values() if isinstance(value, str))
 
 
 def all_worktrees(repository: Repository, workspace: bytes) -> dict[bytes, dict[str, Any]]:

@@ -28,7 +28,9 @@ def locks(repository: Repository, *, limit: int = 50, cursor: str | None = None)
     now = time.time()
     items = []
     bound = cursors.binding("locks", repository.git_dir)
-    page, after = cursors.page(sorted(_found(repository)), lambda row: (0, row[0]), bound, limit, cursor)
+    page, after = cursors.page(
+        sorted(_found(repository)), lambda row: (0, row[0]), bound, limit, cursor, lambda row: len(row[0])
+    )
     for name, path in page:
         with contextlib.suppress(OSError):
             made = os.lstat(path).st_mtime

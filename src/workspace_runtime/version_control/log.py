@@ -13,7 +13,7 @@ from workspace_runtime.errors import WorkspaceError
 
 from . import cursors
 from .cursors import Place
-from .git import Argument
+from .git import MAX_OUTPUT, Argument
 from .objects import LOG, Fields, commit, rows
 from .repository import Repository
 from .revisions import head, resolve
@@ -130,30 +130,32 @@ def _page(
 ) -> tuple[list[Fields], Place | None]:
     """The next commits, at most `limit`, and the place after them; None at the end."""
     fresh: list[Fields] | None = None
+    cut = False
     if place.frontier:
         most = limit + 1 + len(place.same)
-        fresh = cursors.unseen(
-            place, _walk(repository, place, [f"--max-count={most}", *place.frontier, "--"]), limit + 1
-        )
-        if fresh is None:
-            place = cursors.by_count(place)
+        found, cut = _walk(repository, place, [f"--max-count={most}", *place.frontier, "--"])
+        fresh = cursors.unseen(place, found, limit + 1)
+        if fresh is None or (cut and not fresh):
+            fresh, place = None, cursors.by_count(place)
     if fresh is None:
         ends = [*place.starts, *(f"^{oid}" for oid in place.excluded)]
         counts = [f"--skip={place.count}", f"--max-count={limit + 1}"]
-        fresh = _walk(repository, place, [*filters, *counts, *ends, *limits])
+        fresh, cut = _walk(repository, place, [*filters, *counts, *ends, *limits])
     page = fresh[:limit]
-    return page, cursors.after(place, page) if len(fresh) > limit else None
+    return page, cursors.after(place, page) if cut or len(fresh) > limit else None
 
 
-def _walk(repository: Repository, place: Place, arguments: Sequence[Argument]) -> list[Fields]:
-    output = repository.run([*LOG, *arguments])
-    if output.cut:
-        raise WorkspaceError(
-            "git_output_too_large", "The messages of these commits are too long for one page: ask for fewer."
-        )
-    if output.status != 0:
-        raise cursors.invalid() if _is_gone(repository, place) else repository.failed(output)
-    return rows(output.out)
+def _walk(repository: Repository, place: Place, arguments: Sequence[Argument]) -> tuple[list[Fields], bool]:
+    """Commits, and whether there are more than a page has room for (`cursors.MAX_BYTES`); one alone may be larger."""
+    for limit in (cursors.MAX_BYTES, MAX_OUTPUT):
+        output = repository.run([*LOG, *arguments], limit=limit)
+        if not output.cut and output.status != 0:
+            raise cursors.invalid() if _is_gone(repository, place) else repository.failed(output)
+        if found := rows(output.out, cut=output.cut):
+            return found, output.cut
+        if not output.cut:
+            return [], False
+    raise WorkspaceError("git_output_too_large", "The message of the next commit is too long for one answer.")
 
 
 def _is_gone(repository: Repository, place: Place) -> bool:

@@ -20,6 +20,8 @@ from .git import MAX_OUTPUT
 from .repository import Repository
 from .revisions import resolve
 
+# Of the first line of a message, in characters, where a commit is only named.
+MAX_SUBJECT = 1000
 # One commit as `LOG` gives it: the fields in the order of `_FORMAT`.
 Fields = Sequence[bytes]
 OID, PARENTS, _TREE, _AUTHOR, _COMMITTER, DATE, _REFS, _SUBJECT, _BODY = 0, 1, 2, 3, 6, 8, 9, 10, 11
@@ -30,7 +32,7 @@ _QUIET = ("--encoding=UTF-8", "--no-color", "--no-notes", "--no-mailmap", "--no-
 _LOG = ("log", "-z", *_QUIET)
 _DECORATED = (*_LOG, "--decorate=full", *(f"--decorate-refs={name}" for name in _NAMED))
 LOG: tuple[str, ...] = (*_DECORATED, "--format=tformat:" + "%x00".join(_FORMAT))
-_PLAIN_LOG = (*_LOG, "--no-decorate", "--format=tformat:" + "%x00".join(_FORMAT).replace("%D", ""))
+_PLAIN_LOG = (*_LOG, "--no-decorate", "--format=tformat:" + "%x00".join(_FORMAT).replace("%D", "").replace("%b", ""))
 _KINDS = (("refs/heads/", "branch"), ("refs/remotes/", "remote"), ("refs/tags/", "tag"), ("refs/", "other"))
 # The stages of the index, by the words that a client has for them (git-ls-files(1), --stage).
 _STAGES = {"index": b"0", "base": b"1", "ours": b"2", "theirs": b"3"}
@@ -39,10 +41,12 @@ _STAGES = {"index": b"0", "base": b"1", "ours": b"2", "theirs": b"3"}
 # --- commits ----------------------------------------------------------------------------------------------------------------
 
 
-def rows(output: bytes) -> list[Fields]:
-    """The commits of a run of `LOG`. Raises `git_output_invalid` for what it can't be."""
+def rows(output: bytes, *, cut: bool = False) -> list[Fields]:
+    """The commits of a run of `LOG`; of one that was cut those that are whole. Raises `git_output_invalid` for what it can't be."""
     fields = output.split(b"\0")
     width = len(_FORMAT)
+    if cut:
+        fields = [*fields[: (len(fields) - 1) // width * width], b""]
     if len(fields) % width != 1 or fields[-1]:
         raise WorkspaceError("git_output_invalid", "git's list of commits can't be read.")
     return [fields[at : at + width] for at in range(0, len(fields) - 1, width)]
@@ -94,13 +98,15 @@ def commit_facts(repository: Repository, oid: str) -> dict[str, Any]:
 
 
 def commits_named(repository: Repository, oids: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The commits with these full ids, by id, `refs` left empty. What is no commit, or is not there, is left out. Blocks."""
+    """The commits with these full ids, by id, as a list names them: `refs` and `body` left empty, of `subject` the first 1,000
+    characters. What is no commit, or is not there, is left out. Blocks."""
     wanted = "\n".join(oids)
     if not wanted:
         return {}
     arguments = [*_PLAIN_LOG, "--no-walk=unsorted", "--ignore-missing", "--stdin"]
     found = rows(repository.read(arguments, input=wanted.encode() + b"\n"))
-    return {fields[OID].decode(): commit(fields) for fields in found}
+    commits = (commit(fields) for fields in found)
+    return {one["oid"]: {**one, "subject": one["subject"][:MAX_SUBJECT]} for one in commits}
 
 
 def _refs(decorations: str) -> list[dict[str, str]]:

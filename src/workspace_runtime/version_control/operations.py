@@ -286,7 +286,7 @@ class Operations:
         bound = cursors.binding("operations")
         # an id counts up, and its operation may be forgotten meanwhile
         listed = sorted(self._all.values(), key=_newest_first)
-        found, after = cursors.page(listed, _newest_first, bound, limit, cursor)
+        found, after = cursors.page(listed, _newest_first, bound, limit, cursor, lambda one: len(one.brief()))
         return {"items": [orjson.Fragment(operation.brief()) for operation in found], "next_cursor": after}
 
     async def close(self) -> None:

@@ -63,18 +63,20 @@ def tags(repository: Repository, *, q: str | None = None, limit: int = 50, curso
     Raises as `branches`.
     """
     bound = cursors.binding("tags", repository.git_dir, q)
-    listed = [(-_seconds(row[1]), row[0]) for row in _listed(repository, _TAG[:1] + _TAG[6:7], [_TAGS])]
-    listed = sorted(row for row in listed if _fits(row[1], q))
+    named = _listed(repository, ("%(refname)", "%(creatordate:unix)", "%(objecttype)", "%(objectsize)"), [_TAGS])
+    # of what a tag without a message leads to, the size does not count
+    sizes = {row[0]: int(row[3]) if row[2] == b"tag" and row[3].isdigit() else 0 for row in named}
+    listed = sorted((-_seconds(row[1]), row[0]) for row in named if _fits(row[0], q))
     if cursor is not None:
         last = cursors.decode_name(cursor, bound)
         listed = [row for row in listed if row > last]
-    page = listed[:limit]
+    page = cursors.fitting(listed[:limit], lambda row: sizes[row[1]])
     found = {row[0]: row for row in _listed(repository, _TAG, [row[1] for row in page])} if page else {}
     facts = [found[name] for _, name in page if name in found]  # one may be gone meanwhile
     peeled = _peeled(repository, [row[1] for row in facts if row[2] == b"tag"])
     return {
         "items": [_tag(row, *peeled.get(row[1], (text(row[1]), text(row[2])))) for row in facts],
-        "next_cursor": cursors.encode_name(bound, page[-1][1], page[-1][0]) if len(listed) > limit else None,
+        "next_cursor": cursors.encode_name(bound, page[-1][1], page[-1][0]) if len(listed) > len(page) else None,
     }
 
 
@@ -91,7 +93,9 @@ def remotes(repository: Repository, *, limit: int = 50, cursor: str | None = Non
             found.setdefault(name[1], {}).setdefault(name[2], safe_url(os.fsencode(entry.value)))
     listed = sorted((os.fsencode(name), urls) for name, urls in found.items() if "url" in urls)
     bound = cursors.binding("remotes", repository.git_dir)
-    page, after = cursors.page(listed, lambda row: (0, row[0]), bound, limit, cursor)
+    page, after = cursors.page(
+        listed, lambda row: (0, row[0]), bound, limit, cursor, lambda row: 2 * sum(map(len, row[1].values()))
+    )
     items = [
         {"name": tellable(shown(name)), "url": urls["url"], "push_url": urls.get("pushurl", urls["url"])}
         for name, urls in page
