@@ -125,6 +125,7 @@ def test_lists_of_sessions_and_permissions_end_at_a_size(client: httpx.Client, s
     assert [len(page) for page in pages("/api/v1/permissions?status=resolved&limit=1")] == [1] * 4
 
 
+@pytest.mark.long
 def test_who_joins_in_a_long_block_needs_no_large_frames(client: httpx.Client, server: ServerProcess) -> None:
     session = create(client)
     wait_status(client, session["id"], "idle")
@@ -324,6 +325,7 @@ def test_deltas_to_nobody_cost_about_their_text(client: httpx.Client, server: Se
     assert most - before < 25
 
 
+@pytest.mark.long
 def test_a_large_frame_of_a_client_is_held_for_as_long_as_it_is_looked_at(
     client: httpx.Client, server: ServerProcess
 ) -> None:

@@ -533,6 +533,7 @@ def health_all_along(arena: Arena, limit_s: float = 1.0) -> Iterator[None]:
     assert slowest[0] < limit_s
 
 
+@pytest.mark.long
 def test_a_folder_of_many_entries(arena: Arena) -> None:
     folder = arena.root / "many"
     folder.mkdir()
@@ -1050,7 +1051,9 @@ def test_nothing_outside_is_reached_for_long(arena: Arena, kind: str) -> None:
     race(arena, 10, RACES[kind])
 
 
-@pytest.mark.parametrize("content", ["", "inner/", "inner/file"])
+@pytest.mark.parametrize(
+    "content", [*(pytest.param(one, marks=pytest.mark.long) for one in ("", "inner/")), "inner/file"]
+)
 def test_no_mode_outside_is_changed_by_a_copy_whose_target_becomes_a_link(arena: Arena, content: str) -> None:
     (arena.root / "race").mkdir()
     (arena.root / "source").mkdir()

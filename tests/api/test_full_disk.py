@@ -95,6 +95,7 @@ def test_a_start_on_a_full_disk_comes_up_and_says_so(server: ServerOnSmallDisk, 
     assert tracebacks(server) == []
 
 
+@pytest.mark.long
 def test_a_first_start_on_a_full_disk(server: ServerOnSmallDisk) -> None:
     assert server.stop() == 0
     for name in os.listdir(server.disk.inside / "state"):

@@ -284,6 +284,7 @@ def test_the_sse_twin(server: ServerProcess, root: Path) -> None:
     assert ask(server.url, "HEAD", "/api/v1/events").status == 200
 
 
+@pytest.mark.long
 def test_everything_a_slow_client_missed_is_a_resync(server: ServerProcess, root: Path) -> None:
     """A client does not read while far more happens than is held for it: it is told to list again, and then goes on."""
     slow, quick = Listener(server), Listener(server)

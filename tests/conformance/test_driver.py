@@ -518,8 +518,23 @@ async def warm(bench: Bench) -> None:
         await one.turn(bench.prompt(Say("warm")))
 
 
-@pytest.mark.parametrize("state", ["started", "in a turn", "in a tool", "in a permission", "ended", "unread"])
-@pytest.mark.parametrize("how", ["once", "twice at once", "cancelled"])
+STATES = ["started", "in a turn", "in a tool", "in a permission", "ended", "unread"]
+OFTEN = [("in a turn", "twice at once"), ("in a tool", "cancelled")]
+
+
+@pytest.mark.parametrize(
+    ("state", "how"),
+    [
+        *((state, "once") for state in STATES),
+        *OFTEN,
+        *(
+            pytest.param(state, how, marks=pytest.mark.long)
+            for state in STATES
+            for how in ("twice at once", "cancelled")
+            if (state, how) not in OFTEN
+        ),
+    ],
+)
 async def test_closing_leaves_no_process_and_nothing_open(bench: Bench, mark: str, state: str, how: str) -> None:
     await warm(bench)
     before = open_files()

@@ -193,6 +193,7 @@ def test_files_reach_the_model_or_are_refused(world: World, tmp_path: Path) -> N
     assert "TOP SECRET" not in json.dumps([request["messages"] for request in world.model.requests])
 
 
+@pytest.mark.long
 def test_compacting_says_nothing_old_again(world: World) -> None:
     session = world.create(script([text("one")]))
     for number, prompt in enumerate(["/cost", script([text("two")]), "/context", "/compact"], 2):
@@ -207,6 +208,7 @@ def test_compacting_says_nothing_old_again(world: World) -> None:
     assert told["trigger"] == "manual" and told["before_tokens"] > 0 and told["after_tokens"] > 0
 
 
+@pytest.mark.long
 def test_rules_for_always_stand_where_the_question_said_or_it_is_told(world: World) -> None:
     git = ["git", "-c", "user.name=T", "-c", "user.email=t@example.org"]
     for command in (
@@ -235,6 +237,7 @@ def allow_always(world: World, name: str) -> str:
     return str(always["rule"])
 
 
+@pytest.mark.long
 def test_a_sessions_env_wins_over_settings(world: World) -> None:
     (world.home.config / "settings.json").write_text(json.dumps({"env": {"WHO": "settings", "OTHER": "kept"}}))
     session = world.create(
@@ -248,6 +251,7 @@ def test_a_sessions_env_wins_over_settings(world: World) -> None:
     assert not list(world.server.state.rglob("settings-*.json"))
 
 
+@pytest.mark.long
 def test_a_conversation_that_is_gone_is_gone_on_from_anew(world: World) -> None:
     session = world.create(script([text("one")], say="first words"))
     world.idle(session)
@@ -286,6 +290,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.long
 def test_a_large_result_of_an_mcp_server_comes_whole(world: World) -> None:
     (world.workspace / "server.py").write_text(MCP_SERVER)
     servers = {"big": {"command": sys.executable, "args": ["server.py"]}}

@@ -203,6 +203,7 @@ def test_an_interrupt_ends_the_turn_once(world: World, where: str) -> None:
     assert of(world.idle(session, 2), "text")[-1]["content"]
 
 
+@pytest.mark.long
 def test_three_prompts_queued_and_two_sessions_at_once(world: World) -> None:
     first, second = world.create(script([wait("q1"), text("first")])), world.create(script([text("other")]))
     for name in ("second", "third"):
@@ -216,6 +217,7 @@ def test_three_prompts_queued_and_two_sessions_at_once(world: World) -> None:
     assert len(set(turns)) == 3 and [e["turn_id"] for e in of(events, "turn_started")] == turns
 
 
+@pytest.mark.long
 def test_a_sub_folder_a_sub_agent_an_image_and_a_large_result(world: World) -> None:
     (world.workspace / "sub").mkdir()
     (world.workspace / "sub" / "large.txt").write_text("0123456789abcde\n" * 330_000)
@@ -238,6 +240,7 @@ def test_a_sub_folder_a_sub_agent_an_image_and_a_large_result(world: World) -> N
     assert message["prompt"][1]["mime_type"] == "image/png" and "data" not in message["prompt"][1]
 
 
+@pytest.mark.long
 def test_a_tool_result_of_5_mb(world: World) -> None:
     (world.workspace / ".mcp.json").write_text(
         json.dumps({"mcpServers": {"big": {"command": "python3", "args": [str(world.workspace / "big_mcp.py")]}}})
@@ -290,6 +293,7 @@ def environ_of(pid: int) -> str:
         return ""
 
 
+@pytest.mark.long
 def test_the_agent_killed_in_the_middle_of_a_turn(world: World) -> None:
     session = world.create(script([text("before")], say="The first thing."), permission_mode="bypassPermissions")
     world.idle(session)
@@ -334,6 +338,7 @@ def test_the_server_killed_in_the_middle_of_a_turn(world: World) -> None:
     assert "Do as the script says." in later[-1]["content"]
 
 
+@pytest.mark.long
 def test_the_projects_own_settings_hooks_mcp_and_memory_are_obeyed(world: World) -> None:
     folder = world.workspace / ".claude"
     folder.mkdir()
@@ -378,6 +383,7 @@ def next_step(world: World, session: str) -> Any:
     return items[0] if items else session_of(world.client, session)["status"] == "idle" and "idle"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("step", "code", "retryable"),
     [

@@ -436,6 +436,7 @@ def growth(top: Path, kind: Kind) -> int:
     return int(run.stdout)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_with_many_files(top: Path, kind: Kind) -> None:
     for number in range(20_000):
@@ -465,6 +466,7 @@ def test_sizes_of_64_bits(top: Path, root: WorkspaceRoot, tmp_path: Path) -> Non
     subprocess.run(["unzip", "-tqq", tmp_path / "x.zip"], check=True)
 
 
+@pytest.mark.long
 def test_more_entries_than_16_bits(top: Path, root: WorkspaceRoot, tmp_path: Path) -> None:
     for number in range(0x10001):
         os.close(os.open(top / f"{number}", os.O_CREAT))

@@ -589,6 +589,7 @@ def test_a_bomb_of_ten_gigabytes(limits: tuple[int, int], tmp_path: Path) -> Non
     assert (code, growth < 32, seconds < 5) == ("archive_too_large", True, True)
 
 
+@pytest.mark.long
 def test_a_bomb_that_only_its_bytes_stop(tmp_path: Path) -> None:
     code, growth, seconds = explode(zeros("bzip2", 300), tmp_path, (50 * MB, 1 << 40))
     assert (code, growth < 32, seconds < 5) == ("archive_too_large", True, True)
@@ -612,6 +613,7 @@ def test_many_long_names(tmp_path: Path) -> None:
     assert (code, growth < 40) == ("archive_too_large", True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["zip", "tar.gz"])
 def test_memory_with_many_entries(form: Literal["zip", "tar.gz"], tmp_path: Path) -> None:
     (tmp_path / "many").mkdir()
