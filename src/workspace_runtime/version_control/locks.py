@@ -17,8 +17,6 @@ from workspace_runtime.paths import shown
 from . import cursors
 from .repository import Repository
 
-MAX_LOOKED = 20_000
-
 
 def locks(repository: Repository, *, limit: int = 50, cursor: str | None = None) -> dict[str, Any]:
     """A page of the locks that are there, by name: `name, created_at, age_s`, and the git processes that work in the repository. Blocks.
@@ -71,15 +69,11 @@ def _found(repository: Repository) -> list[tuple[bytes, bytes]]:
             for name in sorted(os.listdir(folder)):
                 if name.endswith(b".lock"):
                     found.setdefault(name, os.path.join(folder, name))
-    left = MAX_LOOKED
-    for above, folders, names in os.walk(os.path.join(repository.common_dir, b"refs")):
-        left -= len(folders) + len(names)
+    for above, _, names in os.walk(os.path.join(repository.common_dir, b"refs")):
         for name in names:
             if name.endswith(b".lock"):
                 path = os.path.join(above, name)
                 found[os.path.relpath(path, repository.common_dir)] = path
-        if left < 0:
-            break
     return [(name, path) for name, path in found.items() if _is_file(path)]
 
 
