@@ -32,6 +32,8 @@ STDERR_TAIL = 64 * 1024
 # The longest grace that `Child.end` gives, twice: with what the keeper may need, all of it stays within 10 s.
 MAX_GRACE_S = 1.5
 SWEEP_GIVE_UP_S = 1.0
+# How long a process that begins another program may show no environment.
+EXEC_S = 0.1
 _READ_SIZE = 256 * 1024
 # imported, not run as a script: so its bytecode is cached, which saves a third of its start
 _BOOT = "import sys; sys.path.append(sys.argv.pop(1)); import keeper; keeper.main(sys.argv[1:])"
@@ -113,32 +115,44 @@ async def _end_tree(pid: int, grace_s: float) -> None:
 def _sweep(pid: int, ask: bool) -> None:
     """Kill what a killed keeper left: whatever carries its mark. `ask` the server's keeper for what does not."""
     give_up = time.monotonic() + SWEEP_GIVE_UP_S
+    clear = time.monotonic() + EXEC_S
     mark = f"{keeper.MARK}={pid}".encode()
-    while not _alive(pid) and (marked := _marked(mark)) and time.monotonic() < give_up:
-        ask = True
+    while not _alive(pid) and time.monotonic() < give_up:
+        marked, unclear = _marked(mark)
+        if not marked and (not unclear or time.monotonic() > clear):
+            break
         for process in marked:
             _send(process, signal.SIGSTOP)
-        for process in {*marked, *_marked(mark)}:
+        for process in {*marked, *_marked(mark)[0]} if marked else ():
             _send(process, signal.SIGKILL)
+        if marked:
+            ask, clear = True, time.monotonic() + EXEC_S
         time.sleep(0.002)
     if ask and (above := keeper.server_keeper()):
         _send(above, keeper.SWEEP)
 
 
-def _marked(mark: bytes) -> list[int]:
-    """The living processes that have `mark` in their environment."""
-    found = []
+def _marked(mark: bytes) -> tuple[list[int], bool]:
+    """The living processes that have `mark` in their environment, and whether some may have it that show none just now."""
+    found: list[int] = []
+    unclear = False
     for entry in os.listdir("/proc") if os.path.isdir("/proc") else ():
         if not entry.isdigit():
             continue
-        try:
-            with open(f"/proc/{entry}/environ", "rb", buffering=0) as file:
-                environ = file.readall()
-        except OSError:
-            continue
-        if mark in environ.split(b"\0"):  # a zombie's is empty
-            found.append(int(entry))
-    return found
+        with contextlib.suppress(OSError):
+            environ = _environ(entry)
+            if mark in environ.split(b"\0"):  # a zombie's is empty
+                found.append(int(entry))
+            elif not environ:
+                # in the middle of an exec it is empty for a moment; a zombie and a thread of the kernel have no program
+                os.readlink(f"/proc/{entry}/exe")
+                unclear = True
+    return found, unclear
+
+
+def _environ(entry: str) -> bytes:
+    with open(f"/proc/{entry}/environ", "rb", buffering=0) as file:
+        return file.readall()
 
 
 def _alive(pid: int) -> bool:

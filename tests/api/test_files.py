@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import orjson
 import pytest
 
@@ -181,6 +182,45 @@ def test_the_json_form(call: Any, root: Path) -> None:
     found = call("GET", below(root, "b") + "?format=json").json
     assert (base64.b64decode(found["content"]), found["encoding"]) == (b"\xff\x00", "base64")
     assert call("GET", below(root, "t") + "?format=xml").code == "validation_failed"
+
+
+def peak_kb(pid: int) -> int:
+    """The most memory that a process has had at once."""
+    with open(f"/proc/{pid}/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="no /proc")
+@pytest.mark.parametrize("content", [b"\x01", "é".encode(), b"line\n"])
+def test_a_large_json_form_takes_little_memory(server: ServerProcess, call: Any, root: Path, content: bytes) -> None:
+    size = 30_000_000
+    (root / "f").write_bytes(content * (size // len(content)))
+    with open(f"/proc/{server.server_pid}/clear_refs", "w") as file:
+        file.write("5")  # the peak is from now on
+    before = peak_kb(server.server_pid)
+    found = call("GET", below(root, "f") + "?format=json")
+    # all of it at once, as bytes, as text and as JSON, takes three times its size and more
+    assert peak_kb(server.server_pid) - before < size * 3 // 2 // 1024
+    data = orjson.loads(found.body)["content"].encode()
+    assert (base64.b64decode(data) if found.json["encoding"] == "base64" else data) == (root / "f").read_bytes()
+    assert found.json["encoding"] == ("base64" if content == b"\x01" else "utf-8")
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_file_that_changes_while_its_json_form_is_sent(
+    server: ServerProcess, call: Any, root: Path, in_place: bool
+) -> None:
+    old = b"old\n" * 7_000_000
+    (root / "f").write_bytes(old)
+    with server.client() as client, client.stream("GET", below(root, "f") + "?format=json") as answer:
+        if in_place:
+            with open(root / "f", "r+b") as file:
+                file.write(b"new\n")
+            with pytest.raises(httpx.RemoteProtocolError):
+                answer.read()
+        else:
+            assert call("PUT", below(root, "f"), b"new\n").status == 200
+            assert orjson.loads(answer.read())["content"].encode() == old
 
 
 def test_what_is_no_file(call: Any, root: Path) -> None:

@@ -1,5 +1,6 @@
 """Sessions over HTTP, with the demo agent in a real server."""
 
+import json
 import time
 from functools import partial
 
@@ -267,3 +268,39 @@ def test_a_conversation_is_resumed_and_forked(client: httpx.Client) -> None:
     wrong = create(client, resume={"native_session_id": "never-was"})
     failed = wait_status(client, wrong["id"], "failed")
     assert failed["error"]["code"].startswith("agent_")
+
+
+def test_nothing_that_was_put_off_runs_after_a_stop(client: httpx.Client, server: ServerProcess) -> None:
+    for prompt, stops in (("later 0.5 run touch ran\nwait 20", 200), ("later 0.5 run touch ran\nsay x", 204)):
+        session = create(client, prompt=f"pace 0\n{prompt}", permission_mode="auto")
+        path = f"/api/v1/agent-sessions/{session['id']}"
+        eventually(lambda id=session["id"]: [e for e in history(client, id) if e["type"] == "task_updated"])  # type: ignore[misc]
+        if stops == 204:
+            wait_status(client, session["id"], "idle")
+        assert client.post(f"{path}/interrupt", json={"queue": "drop"}).status_code == stops
+        time.sleep(0.8)
+        assert not (server.workspace / "ran").exists()
+        told = [event["task"]["status"] for event in history(client, session["id"]) if event["type"] == "task_updated"]
+        assert told == ["running", "stopped"]
+        assert session_of(client, session["id"])["status"] == "idle"
+        client.post(f"{path}/messages", json={"prompt": "later 0.1 say afterwards"})
+        eventually(lambda id=session["id"]: "afterwards" in str(history(client, id)[-8:]))  # type: ignore[misc]
+
+
+def test_a_retry_may_take_the_other_way(client: httpx.Client, server: ServerProcess) -> None:
+    session = create(client)
+    path = f"/api/v1/agent-sessions/{session['id']}/messages"
+    with server.socket(session["id"]) as socket:
+        for number, delivery in enumerate(("queue", "interrupt")):
+            message = {"prompt": "say once", "client_message_id": f"m{number}", "delivery": delivery}
+            socket.send(json.dumps({"type": "prompt", "request_id": "r", **message}))
+            (ack,) = receive(socket, lambda frame: frame["type"] in ("ack", "rejected"))[-1:]
+            answer = client.post(path, json=message)
+            assert (answer.status_code, answer.json()["turn_id"]) == (202, ack["turn_id"])
+
+
+def test_a_refusal_is_no_larger_than_what_may_be_asked(client: httpx.Client, server: ServerProcess) -> None:
+    with server.socket(create(client)["id"]) as socket:
+        socket.send(json.dumps({"type": "ping", "request_id": "r" * 5_000_000}))
+        (refused,) = receive(socket, lambda frame: frame["type"] == "rejected")[-1:]
+        assert refused["request_id"] == "r" * 200

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from support.server import ServerProcess, create, eventually, history, session_of
+from support.server import running as a_server
 
 SESSIONS = "/api/v1/agent-sessions"
 CLIENTS = 12
@@ -100,6 +101,45 @@ def test_stops_and_changes_of_one_session(client: httpx.Client) -> None:
     assert statuses(changed) == {200: CLIENTS}
     found = session_of(client, session)
     assert found["labels"] == [found["title"]]
+
+
+def test_what_is_purged_stays_away_whatever_is_asked_beside_it(tmp_path: Path) -> None:
+    with a_server(tmp_path) as server, server.client() as client:
+        gone = []
+        for _ in range(6):
+            session = create(client, agent="demo", prompt="say hi")["id"]
+            eventually(lambda session=session: session_of(client, session)["status"] == "idle")  # type: ignore[misc]
+            client.delete(f"{SESSIONS}/{session}")
+
+            def ask(number: int, path: str = f"{SESSIONS}/{session}") -> httpx.Response:
+                match number % 3:
+                    case 0:
+                        return client.delete(f"{path}?purge=true")
+                    case 1:
+                        return client.post(f"{path}/reopen")
+                return client.patch(path, json={"title": f"t{number}", "model": "demo-fast"})
+
+            answers = at_once(ask)
+            assert set(statuses(answers)) <= {200, 204, 404, 409}
+            assert sum(answer.status_code == 204 for answer in answers) == 1
+            gone.append(session)
+        # one that waits for another's end while it is removed
+        first = create(client, agent="demo", prompt="say secret")["id"]
+        eventually(lambda: session_of(client, first)["status"] == "idle")
+        client.delete(f"{SESSIONS}/{first}")
+        second = create(client, agent="demo", resume={"session_id": first}, prompt="say hi\ncrash STOP")["id"]
+        eventually(lambda: session_of(client, second)["native_session_id"] is not None)
+        with ThreadPoolExecutor(3) as pool:
+            asked = [
+                pool.submit(client.delete, f"{SESSIONS}/{second}"),
+                pool.submit(client.post, f"{SESSIONS}/{first}/reopen"),
+                pool.submit(client.delete, f"{SESSIONS}/{first}?purge=true"),
+            ]
+            assert {answer.result().status_code for answer in asked} <= {200, 204, 404, 409}
+        gone.append(first)
+    with a_server(tmp_path) as server, server.client() as client:
+        left = {item["id"] for item in client.get(f"{SESSIONS}?limit=100").json()["items"]}
+        assert left.isdisjoint(gone) and second in left
 
 
 def test_ends_reopenings_and_prompts_of_one_session(client: httpx.Client) -> None:

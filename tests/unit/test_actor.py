@@ -1,6 +1,7 @@
 """A session's actor: turns, queue, interrupts, permissions, failures, each told by its events."""
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -199,6 +200,24 @@ async def test_delivery_interrupt_stops_the_turn_and_goes_first(tmp_path: Path) 
         events = await history(manager, session)
         assert [e["content"] for e in events if e["type"] == "text"] == ["now", "waits"]
         assert [e["stop_reason"] for e in events if e["type"] == "done"] == ["interrupted", "end_turn", "end_turn"]
+
+
+async def test_what_was_done_for_the_agent_is_not_kept(tmp_path: Path) -> None:
+    """An order holds the prompt that it is about, which may be large."""
+
+    class Order:
+        async def __call__(self) -> None:
+            pass
+
+    async with manager_of(tmp_path, ScriptedAgent()) as manager:
+        session = await manager.create(NewSession("scripted"))
+        await idle(session)
+        order = Order()
+        there = weakref.ref(order)
+        session.actor.runner.post(order)
+        del order
+        await until(lambda: session.actor.runner.idle)
+        await until(lambda: there() is None)
 
 
 @pytest.mark.parametrize("stopped_after", [False, True])

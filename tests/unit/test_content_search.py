@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from workspace_runtime.errors import WorkspaceError
-from workspace_runtime.files import content_search
+from workspace_runtime.files import content_search, ripgrep
 from workspace_runtime.files.content_search import ContentQuery, search
 from workspace_runtime.files.ripgrep import can_be_confined
 from workspace_runtime.paths import WorkspaceRoot
@@ -235,6 +235,23 @@ def test_the_limit(root: WorkspaceRoot) -> None:
     for limit, reached in ((5, True), (29, True), (30, False)):
         items, summary = found(root, "foo", limit=limit)
         assert (len(items), summary["matches"], summary["limit_reached"]) == (limit, limit, reached)
+        assert summary.get("reason") == ("matches" if reached else None)
+
+
+def test_the_size_of_the_answer_is_limited(root: WorkspaceRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(content_search, "MAX_ANSWER", 10_000)
+    write(root, dict.fromkeys("abc", "foo\n" * 2000))
+    items, summary = found(root, "foo", limit=10_000)
+    assert 0 < len(items) < 6000 and summary["limit_reached"] and summary["reason"] == "size"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its memory has a bound on Linux alone")
+def test_a_search_that_takes_too_much_memory_says_so(root: WorkspaceRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ripgrep, "MAX_MEMORY", 100 * 1024 * 1024)
+    write(root, {"a": b"a" * 10_000_000})
+    for path in (b"", b"a"):
+        items, summary = found(root, "aaa", path=path)
+        assert not items and summary["limit_reached"] and summary["reason"] == "memory"
 
 
 def test_a_long_line_is_cut_around_its_match(root: WorkspaceRoot) -> None:
@@ -260,7 +277,7 @@ def test_the_time_is_limited(root: WorkspaceRoot) -> None:
         file.write(b"a" * 20_000_000)
     started = time.monotonic()
     _, summary = found(root, "a", timeout_s=0.3)
-    assert summary["limit_reached"] and time.monotonic() - started < 5
+    assert summary["limit_reached"] and summary["reason"] == "time" and time.monotonic() - started < 5
 
 
 async def _leave(root: WorkspaceRoot, how: str) -> None:

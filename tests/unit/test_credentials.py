@@ -357,6 +357,10 @@ def test_origins(url: str | bytes, origin: str | None) -> None:
         ("ssh://git:pass@host/x", "ssh://git@host/x"),
         ("git@host:x", "git@host:x"),
         ("/a/b@c", "/a/b@c"),
+        ("/a/b#c", "/a/b#c"),
+        ("https://host/x?auth=s3cret&x=1", "https://host/x?auth=***&x=***"),
+        ("https://host/x#token=s3cret", "https://host/x#***"),
+        ("ssh://git@host/x#s3cret", "ssh://git@host/x#***"),
     ],
 )
 def test_what_is_shown_of_addresses(text: str, shown: str) -> None:

@@ -244,6 +244,25 @@ async def test_a_killed_keeper_leaves_nothing_that_knows_it(way: str, mark: str)
         assert marked(mark) == []
 
 
+async def test_what_just_begins_another_program_is_found_too(mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shows no environment for a moment, and the keeper's name is in there."""
+    looks: dict[str, int] = {}
+    environ_of = processes._environ
+
+    def environ(entry: str) -> bytes:
+        found = environ_of(entry)
+        if keeper.MARK.encode() in found:
+            looks[entry] = looks.get(entry, 0) + 1
+        return b"" if looks.get(entry, 9) < 4 else found
+
+    async with child(f"{daemons(mark)['forked twice']} echo ready; sleep 1000; : {mark}") as made:
+        assert await made.read_lines() == [b"ready"]
+        monkeypatch.setattr(processes, "_environ", environ)
+        os.kill(made.pid, signal.SIGKILL)
+        await made.wait()
+        assert marked(mark) == [] and max(looks.values()) >= 4
+
+
 async def test_a_killed_command_ends_the_output_at_once(mark: str) -> None:
     async with child(f"{' '.join(daemons(mark).values())} echo ready; sleep 1000; : {mark}") as made:
         assert await made.read_lines() == [b"ready"]

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -315,6 +315,57 @@ def test_a_move_across_copies_and_then_removes(root: WorkspaceRoot, writer: Writ
 
 
 @pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("how", [copy, move_across])
+def test_what_others_put_into_a_copy_that_fails_stays(
+    root: WorkspaceRoot, writer: Writer, how: Callable[..., bool]
+) -> None:
+    for name in ("kept", "changed", "replaced"):
+        (root.path / "tree" / name).mkdir(parents=True)
+        (root.path / "tree" / name / "f").write_text("x")
+        os.symlink("f", root.path / "tree" / name / "link")
+    (root.path / "tree/gone").mkdir()
+    (root.path / "tree/gone/f").write_text("x")
+    seen = 0
+
+    def stopped() -> bool:
+        """Called before each file is copied, and before each piece of one: at last all others are there."""
+        nonlocal seen
+        seen = max(seen, sum(len(files) for _, _, files in os.walk(root.path / "copied")))
+        if seen < 6:
+            return False
+        put(writer, b"copied/mine", b"mine")
+        put(writer, b"copied/kept/mine", b"mine")
+        with contextlib.suppress(FileNotFoundError), open(root.path / "copied/changed/f", "r+") as file:
+            file.write("mine")
+        put(writer, b"copied/replaced/f", b"mine")
+        return True
+
+    with pytest.raises(WorkspaceError) as raised:
+        how(writer, b"tree", b"copied", stopped=stopped)
+    assert raised.value.code == "shutting_down"
+    left = {str(path.relative_to(root.path / "copied")) for path in (root.path / "copied").rglob("*") if path.is_file()}
+    assert {"mine", "kept/mine", "replaced/f"} <= left <= {"mine", "kept/mine", "replaced/f", "changed/f"}
+    assert not (root.path / "copied/gone").exists()
+    assert all((root.path / "copied" / name).read_text() == "mine" for name in left)
+    assert sum(len(files) for _, _, files in os.walk(root.path / "tree")) == 7
+
+
+def test_a_folder_that_somebody_makes_in_a_copy_meanwhile_is_not_filled(root: WorkspaceRoot, writer: Writer) -> None:
+    for name in ("a", "b"):
+        (root.path / "tree" / name / "below").mkdir(parents=True)
+        (root.path / "tree" / name / "f").write_text("x")
+
+    def stopped() -> bool:
+        for name in ("a", "b"):
+            (root.path / "copied" / name / "below").mkdir(exist_ok=True)
+        return False
+
+    with pytest.raises(WorkspaceError) as raised:
+        copy(writer, b"tree", b"copied", stopped=stopped)
+    assert raised.value.code == "file_exists"
+    assert not [path for path in (root.path / "copied").rglob("*") if path.is_file()]
+
+
 def test_what_changes_during_a_move_across_is_not_removed(
     root: WorkspaceRoot, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,8 +70,8 @@ async def search(root: WorkspaceRoot, query: ContentQuery) -> AsyncGenerator[byt
     `{"type": "match", "path", "line", "column", "text", "ranges"}`, with `path_bytes` where the path is not UTF-8 and
     `truncated: true` where the text is not the whole line; `column` (from 1) and `ranges` (within `text`) count code
     points; of a line too long to be held, `column` is null and `ranges` is empty. `"context"` lines have no `column` and
-    `ranges`. The last line is `{"type": "summary", "matches", "files", "limit_reached", "elapsed_ms"}`; `limit_reached` also
-    when the time was up, or `MAX_ANSWER` bytes were sent.
+    `ranges`. The last line is `{"type": "summary", "matches", "files", "limit_reached", "elapsed_ms"}`; where a limit was reached,
+    `reason` says which: `matches`, `size` (`MAX_ANSWER` bytes were sent), `time`, or `memory` (ripgrep's own).
 
     Close the generator (`contextlib.aclosing`): that ends the search, also when it is cancelled. Raises `WorkspaceError`
     before the first block: `search_invalid`, `search_unavailable`, and what `WorkspaceRoot.hold` may meet.
@@ -80,15 +80,23 @@ async def search(root: WorkspaceRoot, query: ContentQuery) -> AsyncGenerator[byt
     started = time.monotonic()
     ripgrep = await _start(root, query)
     reader = _Reader(query)
-    timer = asyncio.get_running_loop().call_later(query.timeout_s, ripgrep.kill)
+    late = False
+
+    def give_up() -> None:
+        nonlocal late
+        late = True
+        ripgrep.kill()
+
+    timer = asyncio.get_running_loop().call_later(query.timeout_s, give_up)
     status = sent = 0
     try:
         while not reader.full and (chunk := await ripgrep.read()):
             if block := reader.take(chunk):
                 yield block
                 sent += len(block)
-                reader.full |= sent > MAX_ANSWER
-        if not reader.full:
+            if sent > MAX_ANSWER:
+                break
+        if not reader.full and sent <= MAX_ANSWER:
             status = await ripgrep.ended()
     finally:
         timer.cancel()
@@ -96,17 +104,22 @@ async def search(root: WorkspaceRoot, query: ContentQuery) -> AsyncGenerator[byt
         message = ripgrep.complaint()
     if status == 2 and not reader.seen and message:
         raise WorkspaceError("search_invalid", _cleaned(message))
-    yield orjson.dumps(
-        {
-            "type": "summary",
-            "matches": reader.matches,
-            "files": reader.files,
-            # killed as the time was up, or out of memory
-            "limit_reached": reader.full or status not in (0, 1, 2),
-            "elapsed_ms": round((time.monotonic() - started) * 1000),
-        },
-        option=orjson.OPT_APPEND_NEWLINE,
-    )
+    summary: dict[str, Any] = {"type": "summary", "matches": reader.matches, "files": reader.files}
+    reason = _reason(reader, sent, status, late=late)
+    summary |= {"limit_reached": False} if reason is None else {"limit_reached": True, "reason": reason}
+    summary["elapsed_ms"] = round((time.monotonic() - started) * 1000)
+    yield orjson.dumps(summary, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _reason(reader: "_Reader", sent: int, status: int, *, late: bool) -> str | None:
+    """Which limit ended the search; None where it came to its end."""
+    if reader.full:
+        return "matches"
+    if sent > MAX_ANSWER:
+        return "size"
+    if status in (0, 1, 2):
+        return None
+    return "time" if late else "memory"  # it holds all matches of a line at once, and ends where it gets no more
 
 
 async def _end(ripgrep: Ripgrep) -> None:

@@ -9,7 +9,6 @@ type is not guessed at.
 """
 
 import asyncio
-import base64
 import contextlib
 import errno
 import functools
@@ -29,6 +28,7 @@ from workspace_runtime.paths import etag_of, open_held, parse, path_bytes, refus
 from workspace_runtime.queries import headers_of, invalid, query_of, query_path
 
 from .archive import pack
+from .as_json import Form, ShorterError, form_of, pieces
 from .changes import delete
 from .requests import (
     CutError,
@@ -103,7 +103,7 @@ class FileDoor:
         path = parse(unquote_to_bytes(target))
         if method in ("GET", "HEAD"):
             if wants_json(query):
-                return await self._read_json(scope, path, more, send, head=method == "HEAD")
+                return await self._read_json(scope, path, more, receive, send, head=method == "HEAD")
             return await self._read(scope, path, more, receive, send, head=method == "HEAD")
         if method == "PUT":
             return await self._write(scope, path, query, more, receive, send)
@@ -219,42 +219,62 @@ class FileDoor:
                     raise
         return await self._files.short(os.pread, opened, size, start)
 
-    async def _read_json(self, scope: Scope, path: bytes, more: Headers, send: Send, *, head: bool) -> int:
-        body, status = await self._files.short(self._json_of, path)
-        etag = etag_of(status)
-        headers = [*more, (b"etag", etag.encode()), (b"cache-control", b"no-cache")]
-        code = read_status(headers_of(scope), etag, int(status.st_mtime))
-        if code == 412:
-            raise _changed(path, etag)
-        if code == 304:
-            await _not_modified(send, headers)
-            return 304
-        await _answer(send, 200, body, headers, head=head)
-        return 200
-
-    def _json_of(self, path: bytes) -> tuple[bytes, os.stat_result]:
-        opened, status = self._open(path)
+    async def _read_json(
+        self, scope: Scope, path: bytes, more: Headers, receive: Receive, send: Send, *, head: bool
+    ) -> int:
+        opened, status = await self._files.short(self._open, path)
         try:
-            if status.st_size > self._files.max_body_bytes:
-                limit = self._files.max_body_bytes
-                detail = f"{shown(path)!r} has {status.st_size} bytes; as JSON {limit} are given at most."
-                raise WorkspaceError("file_too_large", detail, size=status.st_size, limit=limit)
-            data = _read_part(opened, 0, status.st_size, path)
+            size, etag = status.st_size, etag_of(status)
+            if size > (limit := self._files.max_body_bytes):
+                detail = f"{shown(path)!r} has {size} bytes; as JSON {limit} are given at most."
+                raise WorkspaceError("file_too_large", detail, size=size, limit=limit)
+            headers = [*more, (b"etag", etag.encode()), (b"cache-control", b"no-cache")]
+            code = read_status(headers_of(scope), etag, int(status.st_mtime))
+            if code == 412:
+                raise _changed(path, etag)
+            if code == 304:
+                await _not_modified(send, headers)
+                return 304
+            told = _told(path, size, etag, stat.S_IMODE(status.st_mode)) | {
+                "modified_at": timestamp(status.st_mtime_ns)
+            }
+            start = orjson.dumps(told, option=orjson.OPT_UTC_Z)[:-1] + b',"content":"'
+            if size <= SMALL_BYTES:
+                body = start + await self._files.short(_rest_of_json, opened, size, path)
+                await _answer(send, 200, body, headers, head=head)
+                return 200
+            form = await self._files.measuring(_form_of, opened, size, path)
+            end = _end_of_json(form)
+            length = (b"content-length", b"%d" % (len(start) + form.length + len(end)))
+            headers = [*headers, (b"content-type", b"application/json"), length]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            if head:
+                await send({"type": "http.response.body", "body": b""})
+            else:
+                await send({"type": "http.response.body", "body": start, "more_body": True})
+                await self._stream_json(opened, status, form, receive, send)
+                await send({"type": "http.response.body", "body": end})
+            return 200
         finally:
             os.close(opened)
-        try:
-            content, encoding = data.decode(), "utf-8"
-        except UnicodeDecodeError:
-            content, encoding = base64.b64encode(data).decode(), "base64"
-        told = _told(path, status.st_size, etag_of(status), stat.S_IMODE(status.st_mode))
-        told |= {"modified_at": timestamp(status.st_mtime_ns), "content": content, "encoding": encoding}
-        body = orjson.dumps(told, option=orjson.OPT_UTC_Z)
-        if (
-            len(body) > 2 * len(data) + 64 * 1024
-        ):  # control characters, each of which takes six bytes: it is hardly a text
-            told |= {"content": base64.b64encode(data).decode(), "encoding": "base64"}
-            body = orjson.dumps(told, option=orjson.OPT_UTC_Z)
-        return body, status
+
+    async def _stream_json(self, opened: int, status: os.stat_result, form: Form, receive: Receive, send: Send) -> None:
+        """Send a content within its quotes. Where the file was changed meanwhile, the answer is cut, and so seen to be."""
+        made = pieces(opened, status.st_size, form.encoding)
+        left = form.length
+        async with listening(receive) as gone:
+            while left:
+                try:
+                    piece = await self._files.short(next, made, b"")
+                except (OSError, UnicodeDecodeError, ShorterError) as fault:
+                    logger.warning("a file could not be read to its end: %r", fault)
+                    raise CutError from None
+                left -= len(piece)
+                if gone.done() or left < 0 or not piece:
+                    raise CutError
+                if not left and _content_moment(os.fstat(opened)) != _content_moment(status):
+                    raise CutError
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -405,10 +425,44 @@ def _read_part(opened: int, start: int, end: int, path: bytes) -> bytes:
         except OSError as fault:
             raise refusal(fault, path) from None
         if not piece:
-            raise WorkspaceError("file_busy", f"{shown(path)!r} became shorter while it was read.", path=shown(path))
+            raise _busy(path)
         pieces.append(piece)
         start += len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _form_of(opened: int, size: int, path: bytes) -> Form:
+    """As `form_of`. Raises `WorkspaceError`: `file_busy` where the file was changed."""
+    try:
+        return form_of(opened, size)
+    except ShorterError:
+        raise _busy(path) from None
+    except OSError as fault:
+        raise refusal(fault, path) from None
+
+
+def _rest_of_json(opened: int, size: int, path: bytes) -> bytes:
+    """All of a small file's content within its quotes, and what follows. Raises `WorkspaceError` as `_form_of`."""
+    form = _form_of(opened, size, path)
+    try:
+        return b"".join(pieces(opened, size, form.encoding)) + _end_of_json(form)
+    except (ShorterError, UnicodeDecodeError):  # since the first look
+        raise _busy(path) from None
+    except OSError as fault:
+        raise refusal(fault, path) from None
+
+
+def _content_moment(status: os.stat_result) -> tuple[int, int]:
+    """What changes with the content, and not when the file is replaced or renamed, as its etag does."""
+    return status.st_mtime_ns, status.st_size
+
+
+def _end_of_json(form: Form) -> bytes:
+    return b'","encoding":"%b"}' % form.encoding.encode()
+
+
+def _busy(path: bytes) -> WorkspaceError:
+    return WorkspaceError("file_busy", f"{shown(path)!r} was changed while it was read.", path=shown(path))
 
 
 def _changed(path: bytes, etag: str) -> WorkspaceError:

@@ -32,6 +32,8 @@ SHORT_THREADS = 8
 # How long a look at many names waits for the one before.
 PATIENCE_S = 0.25
 LONG_THREADS = 4
+# How many large files are looked at for how they are given as JSON, at once: more threads would keep the event loop from its turn.
+MEASURING = 2
 
 EXTRACT_LIMITS = Limits(max_bytes=10 * 1024**3, max_entries=200_000, max_ratio=250)
 MAX_UPLOAD_FILES = 10_000
@@ -55,6 +57,7 @@ class Files:
         self.index = FileIndex(root)
         self._short = ThreadPoolExecutor(SHORT_THREADS, "files")
         self._turn = asyncio.Lock()
+        self._measuring = asyncio.Semaphore(MEASURING)
         self._long = ThreadPoolExecutor(LONG_THREADS, "files-long")
         self._closing = threading.Event()
 
@@ -73,6 +76,11 @@ class Files:
         finally:
             if held:
                 self._turn.release()
+
+    async def measuring(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a call that goes through all of a large file."""
+        async with self._measuring:
+            return await self._run(self._short, call, *args, **kwargs)
 
     async def long(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking call that may take long."""

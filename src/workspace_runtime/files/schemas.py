@@ -184,4 +184,9 @@ class SearchSummary(BaseModel):
     matches: int
     files: int
     limit_reached: bool
+    reason: Literal["matches", "size", "time", "memory"] | None = Field(
+        default=None,
+        description="Which limit was reached: `limit`, the size of the answer, the time, or the memory of the search, which holds "
+        "all matches of a line at once.",
+    )
     elapsed_ms: int

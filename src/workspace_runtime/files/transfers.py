@@ -14,7 +14,7 @@ from workspace_runtime.conditions import NO_CONDITIONS, Conditions
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import Place, WorkspaceRoot, etag_of, kind_of, shown
 
-from .changes import delete, make_folder, refusing, rename, status_of
+from .changes import make_folder, refusing, rename, status_of
 from .removal import mounted_at, refuse_mounts, remove_tree
 from .stopping import IsStopped, check, never
 from .temporary import is_temporary
@@ -102,8 +102,9 @@ def move_across(
 def copy(writer: Writer, source: bytes, target: bytes, *, overwrite: bool = False, stopped: IsStopped = never) -> bool:
     """Copy a file, a link as a link, or a folder with all in it; True where something was replaced.
 
-    A file is replaced in one step. A folder must not be there yet; one that fails on the way is taken away again. FIFOs,
-    devices and sockets are refused. Raises `WorkspaceError` as `move`, and `not_a_file`.
+    A file is replaced in one step. A folder must not be there yet; of one that fails on the way, all that was copied is taken
+    away again, and what others have put into it meanwhile stays. FIFOs, devices and sockets are refused. Raises `WorkspaceError`
+    as `move`, and `not_a_file`.
     """
     root = writer.root
     with refusing(source), root.place(source) as start:
@@ -125,26 +126,45 @@ def copy(writer: Writer, source: bytes, target: bytes, *, overwrite: bool = Fals
 
 @dataclass(slots=True)
 class _Copying:
-    """One copy. `keep`: owners, times and attributes too, and `copied` has the etags of what was read, by the path from the source."""
+    """One copy. `keep`: owners, times and attributes too, and `copied` has the etags of what was read, by the path from the source.
+
+    `made` has what was made, in this order: a file or link with its etag, a folder with None.
+    """
 
     writer: Writer
     stopped: IsStopped
     keep: bool = False
     copied: dict[bytes, str] = field(default_factory=dict)
+    made: list[tuple[bytes, str | None]] = field(default_factory=list)
 
     def run(self, source: bytes, target: bytes, status: os.stat_result, *, overwrite: bool) -> None:
-        """Copy. What fails takes a folder away again."""
+        """Copy. What fails is taken away again, but for what others have put into a new folder or changed in it."""
         if not stat.S_ISDIR(status.st_mode):
             self._one(source, target, source.rpartition(b"/")[2], status, overwrite=overwrite)
             return
-        if not make_folder(self.writer.root, target):
-            raise _exists(target, "a directory")  # somebody else was quicker
+        self._make_folder(target)
         try:
             self._tree(source, target)
         except BaseException:
-            with contextlib.suppress(WorkspaceError):
-                delete(self.writer.root, target, recursive=True)
+            self._take_back()
             raise
+
+    def _make_folder(self, path: bytes) -> None:
+        if not make_folder(self.writer.root, path):
+            raise _exists(path, "a directory")  # somebody else was quicker, and nothing is merged
+        self.made.append((path, None))
+
+    def _take_back(self) -> None:
+        """Remove what was made, where it is still the same. A folder that holds anything else stays."""
+        while self.made:
+            path, etag = self.made.pop()
+            with contextlib.suppress(OSError, WorkspaceError), self.writer.root.place(path) as place:
+                if etag is None:
+                    os.rmdir(place.name, dir_fd=place.folder)
+                elif etag_of(status_of(place)) == etag:
+                    os.unlink(place.name, dir_fd=place.folder)
+                if not self.made:
+                    flush_folder(place.folder)
 
     def _tree(self, source: bytes, target: bytes) -> None:
         root = self.writer.root
@@ -166,7 +186,7 @@ class _Copying:
                             continue
                         inner = join(below, name)
                         if item.is_dir(follow_symlinks=False):
-                            make_folder(root, join(target, inner))
+                            self._make_folder(join(target, inner))
                             todo.append(inner)
                             continue
                         with refusing(join(source, inner)):
@@ -195,12 +215,14 @@ class _Copying:
 
     def _one(self, source: bytes, target: bytes, inner: bytes, status: os.stat_result, *, overwrite: bool) -> None:
         check(self.stopped)
-        self.copied[inner] = etag_of(status)
         if stat.S_ISLNK(status.st_mode):
             with refusing(source), self.writer.root.place(source) as start:
                 leads_to = os.readlink(start.name, dir_fd=start.folder)
+            self._read(inner, status)
             with refusing(target, making=True):
                 self.writer.link(target, leads_to, overwrite=overwrite)
+            with contextlib.suppress(OSError, WorkspaceError), self.writer.root.place(target) as end:
+                self.made.append((target, etag_of(status_of(end))))
             return
         if not stat.S_ISREG(status.st_mode):
             raise WorkspaceError(
@@ -209,10 +231,14 @@ class _Copying:
         with refusing(source):
             opened, status = self.writer.root.open_file(source)
         try:
-            self.copied[inner] = etag_of(status)
+            self._read(inner, status)
             self._content(opened, source, target, stat.S_IMODE(status.st_mode), overwrite=overwrite)
         finally:
             os.close(opened)
+
+    def _read(self, inner: bytes, status: os.stat_result) -> None:
+        if self.keep:
+            self.copied[inner] = etag_of(status)
 
     def _content(self, opened: int, source: bytes, target: bytes, mode: int, *, overwrite: bool) -> None:
         conditions = NO_CONDITIONS if overwrite else Conditions(if_none_match="*")
@@ -221,7 +247,10 @@ class _Copying:
             with contextlib.closing(self.writer.begin(target, conditions, mode=mode, like=like)) as new:
                 with refusing(source):
                     new.copy_from(opened, lambda: check(self.stopped))
-                new.commit()
+                try:
+                    new.commit()
+                finally:  # one that fails may have its name already
+                    self.made.append((target, etag_of(os.fstat(new.file))))
         except WorkspaceError as fault:
             if fault.code == "precondition_failed":
                 raise _exists(target, "one") from None

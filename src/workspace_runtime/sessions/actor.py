@@ -231,6 +231,7 @@ class SessionActor:
             self._check_alive()
             self.agent.check(**settings)
             await self._configure(settings)
+            self._check_there()
         for name, value in changes.items():
             setattr(self.record, name, value)
         self.record.chosen_model = changes.get("model", self.record.chosen_model)
@@ -257,9 +258,13 @@ class SessionActor:
         await self.ended()
 
     async def ended(self) -> None:
-        """Wait for the end of the agent where the session is being terminated."""
-        if self._ending is not None:
-            await asyncio.shield(self._ending)
+        """Wait for the end of the agent where the session is being terminated. Raises `shutting_down` where the server ends first."""
+        ending = self._ending
+        if ending is not None:
+            await asyncio.wait([ending])
+            if ending.cancelled():
+                raise WorkspaceError("shutting_down", "The server is stopping: the session's agent ends with it.")
+            ending.result()
 
     async def _terminate(self) -> None:
         if self.turn is not None:
@@ -275,6 +280,7 @@ class SessionActor:
     async def reopen(self) -> None:
         """Make a terminated session idle again; its agent starts with the next prompt."""
         await self.ended()
+        self._check_there()
         if self.record.status == "terminated":
             self._ending = None
             self.record.error = None
@@ -296,6 +302,8 @@ class SessionActor:
         batch = self.recorder.commit(waited=True, state=False)
         with contextlib.suppress(WorkspaceError):  # the disk takes no writes: the next start closes the turn instead
             await self.journal.log.settled(batch, timeout_s=CLOSE_COMMIT_S)
+        if self._ending is not None:  # somebody waits for it
+            await asyncio.wait([self._ending], timeout=CLOSE_COMMIT_S)
         for timer in self._timers.values():
             timer.cancel()
         await self.runner.close()
@@ -579,7 +587,13 @@ class SessionActor:
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 
+    def _check_there(self) -> None:
+        """To be asked again after each wait, since the session may have been removed in it."""
+        if self.journal.stream.removed:
+            raise WorkspaceError("session_not_found", f"There is no session {self.record.id!r} here.")
+
     def _check_alive(self) -> None:
+        self._check_there()
         if self.record.status == "terminated" or self._ending is not None:
             raise WorkspaceError("session_terminated", f"Session {self.record.id} is terminated: reopen it first.")
         if self.journal.broken:

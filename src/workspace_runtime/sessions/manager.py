@@ -419,9 +419,9 @@ class SessionManager:
 
     async def reopen(self, session_id: str) -> Session:
         """Make a terminated session idle again. Raises `session_active` where another session goes on with its conversation."""
-        self._check_open()
-        session = self.get(session_id)
         async with self._owning:
+            self._check_open()
+            session = self.get(session_id)
             await session.actor.ended()
             record = session.record
             if record.status == "terminated" and record.conversation is not None:
@@ -483,13 +483,14 @@ class SessionManager:
 
     async def purge(self, session_id: str) -> None:
         """End a session and remove all that is kept of it."""
-        session = self.get(session_id)
-        await session.actor.terminate()
-        await session.actor.close()
-        self._sessions.pop(session_id, None)
-        created = self._keys.forget_session(session_id)
-        await self.log.commit(Batch(statements=store.remove_session(session.record, created)))
-        session.stream.removed = True
+        async with self._owning:  # nobody makes it live again meanwhile
+            session = self.get(session_id)
+            await session.actor.terminate()
+            await session.actor.close()
+            self._sessions.pop(session_id, None)
+            session.stream.removed = True  # from here on nothing of it is written
+            created = self._keys.forget_session(session_id)
+            await self.log.commit(Batch(statements=store.remove_session(session.record, created)))
         session.stream.wake_all()
         logger.info("session removed", extra=told(session_id=session_id))
         await self._forget(session.record)

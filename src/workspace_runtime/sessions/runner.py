@@ -174,21 +174,24 @@ class AgentRunner:
 
     async def _work(self) -> None:
         while True:
-            order, context = await self._mailbox.get()
-            self._order = asyncio.get_running_loop().create_task(order(), context=context)
-            try:
-                await asyncio.shield(self._order)
-            except asyncio.CancelledError:
-                if not self._order.cancelled():  # it is this task that is cancelled
-                    self._order.cancel()
-                    raise
-            except Exception:  # the edge of the agent: the session must live on
-                logger.exception("session %s: an order to the agent failed", self.session_id)
-                await self.drop()
-                self._gone()
-            finally:
-                self._order = None
-                self._slots.changed()
+            # as arguments, so that while it waits for the next one, nothing of an order is held: a prompt may be large
+            await self._do(*await self._mailbox.get())
+
+    async def _do(self, order: Order, context: contextvars.Context) -> None:
+        self._order = asyncio.get_running_loop().create_task(order(), context=context)
+        try:
+            await asyncio.shield(self._order)
+        except asyncio.CancelledError:
+            if not self._order.cancelled():  # it is this task that is cancelled
+                self._order.cancel()
+                raise
+        except Exception:  # the edge of the agent: the session must live on
+            logger.exception("session %s: an order to the agent failed", self.session_id)
+            await self.drop()
+            self._gone()
+        finally:
+            self._order = None
+            self._slots.changed()
 
     async def _read(self, driver: Driver) -> None:
         try:

@@ -13,6 +13,9 @@ from .manager import NewSession
 from .permissions import Answer
 
 MAX_PROMPT_BLOCKS = 256
+# What a process is given at its start: Linux refuses one variable or argument of more than 128 KiB, and all that a session is made
+# with is written with each of its changes.
+MAX_GIVEN_BYTES = 100_000
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=100)]
@@ -124,9 +127,12 @@ class CreateSession(Prompted):
         default=".", max_length=4096, description="The folder to work in, relative to the workspace's root."
     )
     env: dict[Annotated[str, StringConstraints(pattern=r"^[^=\x00]+$", max_length=200)], str] = Field(
-        default_factory=dict, description="Variables for the agent. Kept for resuming, never answered."
+        default_factory=dict,
+        description="Variables for the agent, 100 KB of names and values at most. Kept for resuming, never answered.",
     )
-    system_prompt: str | None = Field(default=None, description="Kept for resuming, never answered.")
+    system_prompt: str | None = Field(
+        default=None, description="At most 100 KB of text. Kept for resuming, never answered."
+    )
     max_turns: int | None = Field(default=None, ge=1, le=10_000)
     permission_timeout_s: float | None = Field(
         default=None, gt=0, le=86_400 * 7, description="Deny a permission that nobody answers for so long."
@@ -134,6 +140,20 @@ class CreateSession(Prompted):
     labels: list[Label] = Field(default_factory=list, max_length=32)
     resume: Resume | None = None
     fork: bool = Field(default=False, description="With `resume`: branch off, and leave the old conversation as it is.")
+
+    @field_validator("env")
+    @classmethod
+    def _can_be_given(cls, value: dict[str, str]) -> dict[str, str]:
+        if sum(len(name.encode()) + len(text.encode()) + 2 for name, text in value.items()) > MAX_GIVEN_BYTES:
+            raise ValueError(f"must have at most {MAX_GIVEN_BYTES} bytes in all; put more into a file")
+        return value
+
+    @field_validator("system_prompt")
+    @classmethod
+    def _can_be_told(cls, value: str | None) -> str | None:
+        if value is not None and len(value.encode()) > MAX_GIVEN_BYTES:
+            raise ValueError(f"must have at most {MAX_GIVEN_BYTES} bytes; put more into a file of the workspace")
+        return value
 
     @model_validator(mode="after")
     def _fork_of_something(self) -> "CreateSession":

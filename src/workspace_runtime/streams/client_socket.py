@@ -13,6 +13,7 @@ from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.events.hub import frame_ws
 from workspace_runtime.events.model import encode
 
+from .protocol import MAX_REQUEST_ID
 from .socket import EXTENSION, SocketProtocol
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,11 @@ class ClientSocket(ABC, Generic[Frame]):
             self._look.clear()
             await self._look.wait()
 
+    async def _until_writable_or_over(self) -> None:
+        while self._connection.writes_paused and not self._connection.over:
+            self._look.clear()
+            await self._look.wait()
+
     async def _say(self, message: Mapping[str, Any]) -> None:
         await self._until_writable()
         self._connection.write_frames(frame_ws(0, encode(message)))
@@ -88,7 +94,11 @@ class ClientSocket(ABC, Generic[Frame]):
             message = await self._receive()
             if message["type"] == "websocket.disconnect":
                 return
-            await self._say(await self._answer(message))
+            answer = await self._answer(message)
+            # Not by `_say`: a connection that is over takes nothing more, and that it is over is told here alone, by a message
+            # behind those that came before.
+            await self._until_writable_or_over()
+            self._connection.write_frames(frame_ws(0, encode(answer)))
 
     async def _answer(self, message: MutableMapping[str, Any]) -> dict[str, Any]:
         """Do what a frame asks for; its answer. The message is emptied: a large frame is held once, and not until the next comes."""
@@ -96,7 +106,7 @@ class ClientSocket(ABC, Generic[Frame]):
         try:
             value = _json_of(message)
             if isinstance(value, dict) and isinstance(value.get("request_id"), str):
-                request_id = value["request_id"]
+                request_id = value["request_id"][:MAX_REQUEST_ID]
             frame = self._parse(value)
             del value
             return await self._act(frame)

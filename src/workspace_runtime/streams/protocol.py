@@ -22,7 +22,8 @@ from workspace_runtime.sessions.schemas import (
     UsageCounts,
 )
 
-RequestId = Annotated[str, StringConstraints(max_length=200)]
+MAX_REQUEST_ID = 200  # characters; of a longer one, which is refused, the refusal tells so many
+RequestId = Annotated[str, StringConstraints(max_length=MAX_REQUEST_ID)]
 
 # --- what a client may send ---------------------------------------------------------------------------------------------
 

@@ -99,13 +99,13 @@ class SessionSocket(ClientSocket[ClientFrame]):
             case PingFrame():
                 return {"type": "pong", "request_id": frame.request_id}
             case PromptFrame():
-                body = frame.model_dump(mode="json", exclude={"type", "request_id"})
+                body = frame.model_dump(mode="json", exclude={"type", "request_id", "client_message_id"})
                 receipt = await self._manager.prompt(
                     session_id,
                     prompt_to_parts(frame.prompt),
                     delivery=frame.delivery,
                     client_message_id=frame.client_message_id,
-                    digest=digest(body),
+                    digest=digest(body),  # as over HTTP: a retry may take the other way
                 )
                 return {"type": "ack", "request_id": frame.request_id, **receipt.view()}
             case PermissionFrame():

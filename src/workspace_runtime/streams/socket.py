@@ -18,7 +18,7 @@ EXTENSION = "workspace_runtime.socket"
 class SocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's protocol class for WebSockets (`ws=`)."""
 
-    on_writable: Callable[[], None] | None = None
+    on_writable: Callable[[], None] | None = None  # called also when the connection is over: who waits must look again
     _discards = False
 
     def handle_connect(self, event: Any) -> None:
@@ -55,6 +55,11 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         """Whether the transport's buffer is above its high-water mark, or gone: write no more now."""
         return not self.writable.is_set() or self.transport.is_closing()
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing that is written any more will reach the client."""
+        return self.transport.is_closing()
+
     def write_frames(self, frames: bytes) -> None:
         """Write whole frames. Only while `writes_paused` is false, so that the buffer stays bounded."""
         if not self.transport.is_closing() and not self.close_sent:
@@ -63,5 +68,18 @@ class SocketProtocol(WebSocketsSansIOProtocol):
     def resume_writing(self) -> None:
         """The buffer is below its low-water mark."""
         super().resume_writing()
+        self._look_again()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is over."""
+        super().connection_lost(exc)
+        self._look_again()
+
+    def shutdown(self) -> None:
+        """The server stops."""
+        super().shutdown()
+        self._look_again()
+
+    def _look_again(self) -> None:
         if self.on_writable is not None:
             self.on_writable()

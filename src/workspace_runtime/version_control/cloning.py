@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.mounts import mount_points
 from workspace_runtime.paths import WorkspaceRoot, path_bytes, refusal, shown
 from workspace_runtime.processes import finish
 
@@ -176,5 +177,5 @@ def _tidy(temporary: bytes, folders: Sequence[bytes]) -> None:
 
 def remove(path: bytes) -> None:
     """Remove what a clone that did not end well has left. Blocks."""
-    if _LEFTOVER.fullmatch(os.path.basename(path)):
+    if _LEFTOVER.fullmatch(os.path.basename(path)) and not mount_points(os.path.realpath(path)):
         shutil.rmtree(path, ignore_errors=True)

@@ -35,7 +35,9 @@ _TOKEN = re.compile(r"gh[a-z]_|github_pat_|gl[a-z]{2,5}-|[^@]{40}")
 # What stands before the host. A password may hold a slash where somebody forgot to encode it; what begins with a port holds none.
 _USERINFO = re.compile(r"://([^\s/:@]*:(?!\d{1,5}(?:[/?#'\"\s]|$))\S{0,512}@|[^\s/]*@)")
 _SCP_SECRET = re.compile(r"([^@/:\\\s\[\]]+):[^/\s]*@")
-_IN_QUERY = re.compile(r"([?&][\w.-]{0,64}(?:token|key|secret|password)=)[^&#\s'\"]+", re.IGNORECASE)
+# Under whatever name: nobody knows which one is the secret.
+_IN_QUERY = re.compile(r"([?&][\w.-]{0,64}=)[^&#\s'\"]+")
+_WORD = re.compile(r"[^\s'\"]+")
 # What may be an address, as a whole or in part.
 _ADDRESS = re.compile(r"://|:.*@", re.DOTALL)
 
@@ -165,7 +167,7 @@ def redact(text: str, credentials: Credentials | None) -> str:
     if credentials is not None:
         for form in _forms(credentials):
             text = text.replace(form, HIDDEN)
-    return _IN_QUERY.sub(rf"\1{HIDDEN}", _USERINFO.sub(_without_secret, text))
+    return _without_parameters(_USERINFO.sub(_without_secret, text))
 
 
 def tellable(name: str) -> str:
@@ -188,12 +190,24 @@ def _without_secret(found: re.Match[str]) -> str:
     return f"://{user}@" if user and found.string.endswith("ssh", 0, found.start()) else "://"
 
 
+def _without_parameters(text: str) -> str:
+    text = _IN_QUERY.sub(rf"\1{HIDDEN}", text)
+    return _WORD.sub(_without_fragment, text) if "://" in text and "#" in text else text
+
+
+def _without_fragment(word: re.Match[str]) -> str:
+    scheme, colon, place = word[0].partition("://")
+    place, _, fragment = place.partition("#")
+    return f"{scheme}{colon}{place}#{HIDDEN}" if colon and fragment else word[0]
+
+
 def safe_url(url: bytes | str) -> str:
-    """An address as it may be shown: without a password, and over HTTP without the user too. `git@host:path` stays."""
+    """An address as it may be shown: without a password, and over HTTP without the user too; of what stands
+    behind the path the names alone. `git@host:path` stays."""
     text = _text(url)
     if "://" not in text:
         return _SCP_SECRET.sub(rf"\1:{HIDDEN}@", text, count=1) if _SCP_SECRET.match(text) else text
-    return _IN_QUERY.sub(rf"\1{HIDDEN}", _USERINFO.sub(_without_secret, text, count=1))
+    return _without_parameters(_USERINFO.sub(_without_secret, text, count=1))
 
 
 # --- which addresses are taken ------------------------------------------------------------------------------------------------

@@ -151,7 +151,7 @@ _TABLE = (
     _row(
         "signing_failed",
         r"^error: (?:gpg failed to sign|unable to sign the tag|.*failed to sign the data|Couldn't load public key|Load key |No private key found"
-        r"|user\.signing[kK]ey|gpg\.ssh|either user\.signingkey|ssh-keygen )|^fatal: (?:cannot run gpg|.*failed to sign)",
+        r"|user\.signing[kK]ey|gpg\.ssh|either user\.signingkey|ssh-keygen )|^fatal: (?:cannot run gpg|.*failed to sign)|^(?:error: )?No user exists for uid",
         "git could not sign it. Mend the key (user.signingKey) or the program that signs; its words are in output.",
     ),
     _row(

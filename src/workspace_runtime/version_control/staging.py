@@ -8,6 +8,7 @@ from typing import Any
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import shown
 
+from . import mounted
 from .diff_changes import SUBMODULE, read_changes
 from .diff_output import CONFIG
 from .diff_output import arguments as diff_arguments
@@ -94,6 +95,8 @@ async def discard(
     repository = work.repository
     if every or paths:
         found = await work.ask(_sorted, repository, paths)
+        if untracked and (doomed := [*found.new, *found.blocked.values()]):  # before anything is changed
+            await work.ask(mounted.refuse_untracked, repository, [repository.to_git(path) for path in doomed])
         if paths and not untracked:
             _refuse_untracked([*found.new, *found.intended, *found.blocked.values()])
         if found.changed:

@@ -13,6 +13,7 @@ from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import shown
 from workspace_runtime.processes import finish
 
+from . import mounted
 from .autostash import entries, store
 from .credentials import tellable
 from .git import succeeded
@@ -39,12 +40,16 @@ async def put_away(
 ) -> str | None:
     """Make a stash by `git stash push`: its id, None where there was nothing for it, or is no commit yet.
 
-    Where that fails or is cancelled, the stash may have been made: its id is `stash` in the error then.
+    Where that fails or is cancelled, the stash may have been made: its id is `stash` in the error then. Raises `file_busy` where files
+    that git does not know are mounted ones.
     """
     if await work.ask(head, work.repository) is None:
         return None
     if _UNTRACKED in arguments and not await work.ask(_has_untracked, work.repository, paths):
         arguments = [flag for flag in arguments if flag != _UNTRACKED]
+    if _UNTRACKED in arguments:
+        names = [work.repository.to_git(path) for path in paths]
+        await work.ask(mounted.refuse_untracked, work.repository, names)
     before = await work.ask(entries, work.repository)
     told = [f"--message={message}"] if message else []
     from_input = FROM_INPUT if paths else ()

@@ -10,6 +10,7 @@ from typing import Any
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import WorkspaceRoot, path_bytes, refusal, shown
 
+from . import mounted
 from .lists import all_worktrees
 from .repository import Repository
 from .revisions import alone, branch_name, exists, resolve
@@ -79,6 +80,7 @@ def _undo(
     """
     with contextlib.suppress(WorkspaceError):
         if target not in before and target in repository.trees():
+            mounted.refuse_in(target)
             repository.run(["worktree", "remove", "--force", "--force", "--", target])
         if branch is not None and exists(repository, ref := f"refs/heads/{branch}"):
             own = repository.run(["rev-list", "--max-count=1", ref, "--not", f"--exclude={ref}", "--all", "--"])
@@ -99,7 +101,7 @@ def _is_named(item: dict[str, Any], path: bytes) -> bool:
 async def remove(work: Work, root: WorkspaceRoot, *, path: bytes, force: bool = False) -> dict[str, Any]:
     """Remove a linked working tree; with `force` also one with changes. One whose folder is gone is forgotten.
 
-    Raises `worktree_not_found`, `worktree_not_clean`.
+    Raises `worktree_not_found`, `worktree_not_clean`, `file_busy` where something is mounted in it.
     """
     repository = work.repository
     target = os.path.join(os.fsencode(root.path), path)
@@ -111,6 +113,7 @@ async def remove(work: Work, root: WorkspaceRoot, *, path: bytes, force: bool = 
 
     if not await work.ask(known):
         raise WorkspaceError("worktree_not_found", f"{shown(path)!r} is no linked working tree of this repository.")
+    await work.ask(mounted.refuse_in, target)
     await work.git(["worktree", "remove", *(["--force"] if force else []), "--", target])
     return {}
 

@@ -80,9 +80,9 @@ class Ended(Exception):
 class Turn:
     """A running turn: the lines still to do, and whether it was stopped."""
 
-    def __init__(self, lines: list[str], by_itself: bool = False, prompt: str | None = None) -> None:
+    def __init__(self, lines: list[str], later: str | None = None, prompt: str | None = None) -> None:
         self.lines = lines
-        self.by_itself = by_itself
+        self.later = later  # the timer that began it, where no prompt did
         self.prompt = prompt  # steered, too late for a turn: this one is its own
         self.held: list[tuple[str, list[str], list[JsonObject]]] = []  # steered, and not taken in yet
         self.stop = threading.Event()
@@ -105,6 +105,7 @@ class Agent:
         self.turn: Turn | None = None
         self.turns: queue.SimpleQueue[tuple[Turn, list[JsonObject]]] = queue.SimpleQueue()
         self.waiting: dict[str, tuple[threading.Event, list[JsonObject]]] = {}
+        self.timers: dict[str, tuple[threading.Timer, str]] = {}  # with their lines; until their turns begin
         self.tool_mark: str | None = None
         self.id, self.file, self.memory = _open_conversation(start)
 
@@ -133,6 +134,7 @@ class Agent:
             with self.lock:
                 if self.turn is not None:
                     self._stop(self.turn)
+                self._stop_timers()
         elif kind == "answer":
             waiting = self.waiting.get(message["request"])
             if waiting is not None:
@@ -162,6 +164,18 @@ class Agent:
         if self.tool_mark is not None:
             _kill_marked(self.tool_mark)
 
+    def _stop_timers(self) -> None:
+        stopped, self.timers = self.timers, {}
+        for timer, _ in stopped.values():
+            timer.cancel()
+        if stopped:
+            self.tell_timers(dict.fromkeys(stopped, "stopped"))
+
+    def tell_timers(self, ended: dict[str, str] | None = None) -> None:
+        """Say what is to begin by itself later, and what no longer is."""
+        tasks = [{"id": name, "kind": "timer", "title": line} for name, (_, line) in self.timers.items()]
+        self.say({"type": "background", "tasks": tasks, "ended": ended or {}})
+
     def _remember(self, lines: list[str]) -> None:
         text = "\n".join(lines)
         self.memory.append(text)
@@ -174,8 +188,15 @@ class Agent:
         while True:
             turn, parts = self.turns.get()
             with self.lock:
-                if turn.by_itself and self.turn not in (None, turn):  # a prompt came meanwhile: one turn for both
+                if turn.later is not None and self.timers.pop(turn.later, None) is None:  # stopped meanwhile
+                    self.turn = None if self.turn is turn else self.turn
+                    continue
+                if turn.later is not None and self.turn not in (
+                    None,
+                    turn,
+                ):  # a prompt came meanwhile: one turn for both
                     self.turn.lines[:0] = turn.lines
+                    self.tell_timers({turn.later: "completed"})
                     continue
                 if turn.prompt is not None and turn.stop.is_set():
                     self.turn = None
@@ -186,8 +207,9 @@ class Agent:
             if turn.prompt is not None:
                 self.say({"type": "taken", "prompt": turn.prompt})
             turn.words_in += _words(turn.lines)
-            if turn.by_itself:
+            if turn.later is not None:
                 self.say({"type": "began", "reason": "It was asked to begin by itself."})
+                self.tell_timers({turn.later: "completed"})
             try:
                 if not "".join(turn.lines).strip() and all(part["type"] == "text" for part in parts):
                     turn.lines.append("help")
@@ -548,13 +570,20 @@ def _repeat(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
 
 def _later(agent: Agent, turn: Turn, rest: str, parent: str | None) -> None:
     seconds, _, line = rest.partition(" ")
+    name = f"timer-{uuid.uuid4().hex[:12]}"
 
     def begin() -> None:
         with agent.lock:
-            agent._begin(Turn([line], by_itself=True), [])
+            if name in agent.timers:
+                agent._begin(Turn([line], later=name), [])
 
     timer = threading.Timer(_seconds(seconds), begin)
     timer.daemon = True
+    with agent.lock:
+        if turn.stop.is_set():
+            raise Interrupted
+        agent.timers[name] = timer, line
+        agent.tell_timers()
     timer.start()
 
 

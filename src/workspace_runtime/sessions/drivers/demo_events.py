@@ -11,6 +11,8 @@ from .base import (
     AgentError,
     AgentEvent,
     AgentTurnStarted,
+    BackgroundChanged,
+    BackgroundTask,
     BlockDelta,
     BlockEnded,
     FilePart,
@@ -111,6 +113,11 @@ def _result(message: JsonObject) -> AgentEvent:
     )
 
 
+def _background(message: JsonObject) -> AgentEvent:
+    tasks = [BackgroundTask(task["id"], task["kind"], task["title"]) for task in message["tasks"]]
+    return BackgroundChanged(tasks, message["ended"])
+
+
 def _permission(message: JsonObject) -> AgentEvent:
     return PermissionAsked(
         request=message["request"],
@@ -199,6 +206,7 @@ _READERS: Mapping[str, Callable[[JsonObject], AgentEvent]] = {
     "block": _block,
     "tool": _tool,
     "result": _result,
+    "background": _background,
     "permission": _permission,
     "withdrawn": _withdrawn,
     "plan": _plan,
