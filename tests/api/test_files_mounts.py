@@ -116,54 +116,6 @@ def test_a_moved_mount_point_is_named(
     assert mounts.run("cat", root / "held/inner/db") == "precious"
 
 
-GIT = "/api/v1/workspaces/default/version-control"
-
-
-@pytest.mark.parametrize("place", ["unt", "unt/deep/data"])
-def test_git_is_not_let_through_a_mount_either(
-    call: Any, server: ConfinedServer, mounts: Mounting, root: Path, host: Path, place: str
-) -> None:
-    (root / "unt/src").mkdir(parents=True)
-    (root / place).mkdir(parents=True, exist_ok=True)
-    (root / "unt/src/a").write_text("x")
-    (root / "other").write_text("x")
-    git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@example.org"]
-    subprocess.run(["git", "init", "-q", root], check=True)
-    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
-    subprocess.run([*git, "config", "user.name", "a"], check=True)
-    subprocess.run([*git, "config", "user.email", "a@example.org"], check=True)
-    subprocess.run([*git, "worktree", "add", "-q", root / "tree"], check=True)
-    (root / "tree/in").mkdir()
-    mounts.bind(host, root / place)
-    mounts.bind(host, root / "tree/in")
-
-    def asked(method: str, route: str, **body: Any) -> Answer:
-        target = f"{GIT}/{route}{'&' if '?' in route else '?'}path={of(root, server)}"
-        answer: Answer = call(
-            method, target, orjson.dumps(body) if method == "POST" else None, Content_Type="application/json"
-        )
-        return answer
-
-    for method, route, body, at in (
-        ("POST", "discard", {"paths": ["unt"], "untracked": True}, place),
-        ("POST", "discard", {"all": True, "untracked": True}, place),
-        ("POST", "stash", {"include_untracked": True}, place),
-        ("DELETE", f"worktrees?worktree={of(root / 'tree', server)}&force=true", {}, "tree/in"),
-    ):
-        answer = asked(method, route, **body)
-        assert (answer.status, answer.code) == (409, "file_busy"), (route, answer.body)
-        assert answer.json["path"].endswith(at)
-        assert (root / "unt/src/a").exists() and (root / "other").exists() and (root / "tree/.git").exists()
-        assert (host / "db").read_text() == "precious"
-    # what has nothing mounted below it is in nobody's way
-    assert asked("POST", "discard", paths=["other"], untracked=True).status == 200
-    mounts.unmount(root / place)
-    mounts.unmount(root / "tree/in")
-    assert asked("POST", "stash", include_untracked=True).status == 201
-    assert asked("DELETE", f"worktrees?worktree={of(root / 'tree', server)}&force=true").status in (200, 204)
-    assert (host / "db").read_text() == "precious"
-
-
 # --- what can't be renamed is written over ------------------------------------------------------------------------------
 
 

@@ -72,6 +72,31 @@ def test_the_end_of_the_input_denies(server: ServerProcess) -> None:
         assert person.end() == 0 and "The keyboard was closed" in person.text
 
 
+@pytest.mark.parametrize("more", [[], ["--json"]])
+@pytest.mark.parametrize(
+    ("output", "status", "words"),
+    [
+        ("| head -1", 1, ""),
+        (">/dev/full", 1, "standard output can't be written: No space left on device"),
+        (">&-", 2, "standard output is closed"),
+    ],
+)
+def test_output_that_nobody_takes(
+    server: ServerProcess, client: httpx.Client, output: str, status: int, words: str, more: list[str]
+) -> None:
+    script = f'set -o pipefail; "$@" {output}'
+    prompt = "pace 0\nrepeat 3000 say hello world"
+    result = subprocess.run(
+        ["bash", "-c", script, "bash", *command(server, prompt, *more)],
+        env=environment(server.folder / "home"), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=50,
+    )  # fmt: skip
+    told = result.stderr.replace("Starting demo … (Ctrl-C stops it)\n", "")
+    assert result.returncode == status and words in told and len(told.splitlines()) <= 1, result.stderr
+    assert "lost" not in told
+    live = client.get("/api/v1/agent-sessions?limit=100").json()["items"]
+    assert {session["status"] for session in live} <= {"terminated"}
+
+
 # --- asking -------------------------------------------------------------------------------------------------------------
 
 

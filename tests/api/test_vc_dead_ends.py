@@ -63,8 +63,15 @@ def test_a_repository_in_this_one_is_told(case: Case) -> None:
     assert case.post("stage", paths=["plain"]) == {}
 
 
-def test_a_checkout_that_could_not_remove_a_file(case: Case) -> None:
-    """A mount point, or another's folder: git goes on, and so says the answer."""
+@pytest.mark.parametrize(
+    ("route", "body"), [("checkout", {"branch": "main"}), ("merge", {"ref": "main"}), ("rebase", {"onto": "main"})]
+)
+def test_a_write_that_could_not_remove_a_file(case: Case, route: str, body: dict[str, str]) -> None:
+    """A mount point, or another's folder: git goes on, and so says the answer. Not so what a hook says in its words."""
+    hook = case.folder / ".git/hooks/post-checkout"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\necho 'error: a hook can not do it' >&2\n")
+    hook.chmod(0o755)
     case.git("rm", "-q", "-r", "d")
     case.git("commit", "-q", "-m", "without")
     assert "warnings" not in case.post("checkout", branch="side")
@@ -73,10 +80,11 @@ def test_a_checkout_that_could_not_remove_a_file(case: Case) -> None:
     if subprocess.run(held, capture_output=True, check=False).returncode != 0:
         pytest.skip("nothing here keeps root from removing a file")
     try:
-        warnings = case.post("checkout", branch="main")["warnings"]
+        warnings = case.post(route, **body)["warnings"]
     finally:
         subprocess.run([held[0], held[1].translate(str.maketrans("+-", "-+")), held[2]], check=True)
     assert any("unable to unlink" in warning and "d/b.txt" in warning for warning in warnings)
+    assert not any("hook" in warning for warning in warnings)
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -98,9 +106,15 @@ def test_changes_that_no_status_shows(case: Case, mark: str) -> None:
     case.commit({"a.txt": b"changed\n"}, "second")
     case.git("update-index", mark, "a.txt")
     case.write("a.txt", "hidden\n")
-    problem = case.refused("POST", "checkout", {"branch": "side"})
+    for more in ({}, {"local_changes": "stash"}, {"local_changes": "discard"}):
+        if more == {"local_changes": "discard"} and mark == "--assume-unchanged":
+            continue  # git takes it at its word, and discards it
+        problem = case.refused("POST", "checkout", {"branch": "side", **more})
+        assert (problem["code"], problem["hidden"]) == ("local_changes_in_way", ["a.txt"])
+        assert "mark" in problem["detail"]
+    problem = case.refused("POST", "discard", {"paths": ["a.txt"]})
     assert (problem["code"], problem["hidden"]) == ("local_changes_in_way", ["a.txt"])
-    assert "mark" in problem["detail"]
+    assert case.read("a.txt") == b"hidden\n"
     case.git("update-index", mark.replace("--", "--no-"), "a.txt")
     case.post("discard", paths=["a.txt"])
     assert case.post("checkout", branch="side")["head"]["branch"] == "side"

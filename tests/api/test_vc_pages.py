@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from fastapi.routing import APIRoute
 from websockets.sync.client import connect
 
 from support.version_control import Case, Host, host
-from workspace_runtime.version_control import cursors, operations
+from workspace_runtime.version_control import cursors, objects, operations
 from workspace_runtime.version_control.routes import changing, reading, remote
 
 MANY = 7
@@ -174,6 +175,69 @@ def test_a_branch_is_named_by_the_beginning_of_a_long_subject(case: Case) -> Non
     (branch,) = case.get("branches")["items"]
     assert branch["subject"] == LONG[:1000].decode()
     assert case.get("log", limit=1)["items"][0]["subject"] == LONG.split(b"\n")[0].decode()
+
+
+HUGE = "é".encode() * 5_000_000  # 10 MB
+MESSAGES = {"one line": HUGE, "body": b"subject\n\n" + HUGE, "just too long": b"subject\n\n" + HUGE[: 1024 * 1024 + 2]}
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_of_a_huge_message_the_beginning_is_told(case: Case, kind: str) -> None:
+    """Of commits, tags and stashes; and it is said."""
+    message = MESSAGES[kind]
+    case.git("commit", "-q", "--allow-empty", "-F", "-", input=message)
+    case.git("tag", "-a", "-F", "-", "annotated", input=message)
+    for number in range(3):
+        case.git("tag", f"plain{number}")
+    case.commit({"a.txt": b"b\n"}, "last")
+    case.git("tag", "-a", "-m", "short", "short")
+    first = case.get("log", limit=1)
+    assert "truncated" not in first["items"][0]
+    items = [case.get("log", ref="HEAD~1")["items"][0], case.get("log", cursor=first["next_cursor"])["items"][0]]
+    items += [case.get("show", ref="HEAD~1")["commit"], case.get("log", q=case.git("rev-parse", "HEAD~1"))["items"][0]]
+    for item in items:
+        assert item == {**items[0], **{key: value for key, value in item.items() if key == "tree"}}
+        assert item["truncated"] is True
+        assert len((item["subject"] + item["body"]).encode()) <= objects.MAX_MESSAGE
+        assert message.decode().startswith(f"{item['subject']}\n\n{item['body']}" if item["body"] else item["subject"])
+    tags = {tag["name"]: tag for tag in case.get("tags")["items"]}
+    assert set(tags) == {"annotated", "plain0", "plain1", "plain2", "short"}
+    assert tags["annotated"]["truncated"] is True
+    assert message.decode().startswith(tags["annotated"]["message"])
+    assert 1_000_000 < len(tags["annotated"]["message"].encode()) <= objects.MAX_MESSAGE
+    assert tags["annotated"]["tagger"]["name"] and tags["annotated"]["oid"] == case.git("rev-parse", "HEAD~1")
+    assert (tags["short"]["message"], "truncated" in tags["short"]) == ("short", False)
+    assert tags["plain0"]["message"] is None and "truncated" not in tags["plain0"]
+
+
+def test_of_the_whole_history_with_huge_messages_nothing_is_left_out(case: Case) -> None:
+    for _ in range(3):
+        case.git("commit", "-q", "--allow-empty", "-F", "-", input=HUGE)
+    items: list[dict[str, Any]] = []
+    cursor = None
+    while not items or cursor is not None:
+        answer = case.ask("GET", "log", cursor=cursor)
+        assert len(answer.body) <= cursors.MAX_BYTES + 1_000_000
+        items += answer.json["items"]
+        cursor = answer.json["next_cursor"]
+    assert [item.get("truncated", False) for item in items] == [True, True, True, False]
+    assert [item["oid"] for item in items] == case.git("rev-list", "HEAD").split()
+
+
+def test_of_a_huge_stash_and_a_huge_name_the_beginning_is_told(case: Case) -> None:
+    case.write("a.txt", "changed\n")
+    oid = case.git("stash", "create")
+    case.git("update-ref", "--create-reflog", "refs/stash", oid)
+    line = f"{oid} {oid} a <a@example.org> 1700000000 +0000\tOn main: ".encode() + HUGE + b"\n"
+    (case.folder / ".git/logs/refs/stash").write_bytes(line)
+    (stash,) = case.get("stash")["items"]
+    assert (stash["truncated"], stash["branch"]) == (True, "main")
+    assert 1_000_000 < len(stash["message"].encode()) <= objects.MAX_MESSAGE
+    raw = case.git("cat-file", "commit", "HEAD").replace("author ", "author " + "n" * 5_000_000, 1)
+    huge = case.git("hash-object", "-t", "commit", "-w", "--stdin", input=raw.encode() + b"\n")
+    for item in (case.get("show", ref=huge)["commit"], case.get("log", ref=huge)["items"][0]):
+        assert item["author"]["name"] == "n" * objects.MAX_NAME
+        assert item["subject"] == "first"
 
 
 def test_a_page_of_stashes_goes_on_where_it_ended(case: Case) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import orjson
 import pytest
 from fastapi.routing import APIRoute
 from websockets.sync.client import connect
@@ -162,3 +163,42 @@ def test_what_the_configuration_has_is_told_without_it(case: Case) -> None:
         assert SECRET not in asked_plainly(made, route, body)
     for route in ("branches", "status"):
         assert SECRET not in made.ask("GET", route).body.decode()
+
+
+@pytest.mark.parametrize("rest", [f"?auth={SECRET}", f"#token={SECRET}", f"?x={SECRET}/y#{SECRET}"])
+def test_what_follows_the_path_of_an_address_is_told_nowhere(here: Host, rest: str) -> None:
+    """In no answer, event or file of the state: it may be a secret under any name."""
+    made = here.fresh()
+    made.commit({"a.txt": b"a\n"}, "first")
+    address = f"http://127.0.0.1:1/x{rest}"
+    made.git("remote", "add", "origin", address)
+    made.git("config", "remote.origin.pushurl", address)
+    made.git("config", f"http.{address}.proxy", "http://127.0.0.1:1")
+    with connect(here.server.url.replace("http", "ws", 1) + "/api/v1/ws?topics=git", proxy=None) as socket:
+        (told,) = made.get("remotes")["items"]
+        assert told["url"].startswith("http://127.0.0.1:1/x") and told["url"] == told["push_url"]
+        said = orjson.dumps(told).decode()
+        for route, body in (
+            ("fetch", {}),
+            ("fetch", {"token": "t"}),
+            ("pull", {"branch": "main"}),
+            ("push", {"branch": "main"}),
+        ):
+            said += asked_plainly(made, route, {"remote": "origin", **body})
+        made.git("config", "branch.main.remote", address)
+        made.git("config", "branch.main.merge", "refs/heads/main")
+        for route in ("fetch", "pull", "push"):
+            said += asked_plainly(made, route, {})
+        said += here.client.post(f"{BASE}/clone?wait=true", json={"url": address}).text
+        for route in ("remotes", "branches", "status"):
+            said += made.ask("GET", route).body.decode()
+        said += here.ask("GET", "operations", limit=1000).body.decode()
+        made.post("branches", 201, name="the-last-one")
+        heard = ""
+        while '"create_branch"' not in heard or '"succeeded"' not in heard:
+            heard = str(socket.recv(timeout=20))
+            said += heard
+    assert "remote_unreachable" in said
+    assert SECRET not in said
+    kept = [path for path in here.server.state.rglob("*") if path.is_file()]
+    assert [path for path in kept if SECRET.encode() in path.read_bytes()] == []

@@ -388,6 +388,26 @@ async def test_a_result_that_comes_after_its_turn_begins_no_other(tmp_path: Path
         assert types(events).count("done") == types(events).count("turn_started") == 2
 
 
+@pytest.mark.parametrize("in_a_turn", [True, False])
+async def test_timers_that_outlast_a_stop_end_with_the_agent(tmp_path: Path, in_a_turn: bool) -> None:
+    agent = ScriptedAgent()
+    timer = base.BackgroundTask("c1", "timer", "every minute")
+    ends = () if in_a_turn else (TurnEnded("end_turn"),)
+    agent.on_prompt = lambda driver, parts: driver.say(base.BackgroundChanged((timer,)), *ends)
+    async with manager_of(tmp_path, agent) as manager:
+        session = await manager.create(NewSession("scripted", prompt=say("go")))
+        await until(lambda: session.record.background)
+        if not in_a_turn:
+            await idle(session)
+        await session.actor.interrupt()
+        await until(lambda: agent.started[0].closed)
+        told = [event["task"]["status"] for event in await history(manager, session) if event["type"] == "task_updated"]
+        assert told == ["running", "stopped"]
+        agent.on_prompt = echo
+        await manager.prompt(session.record.id, say("again"))
+        await until(lambda: len(agent.started) == 2 and session.actor.turn is None)
+
+
 async def test_background_work_keeps_an_agent_from_being_put_to_rest_and_its_end_is_told(tmp_path: Path) -> None:
     agent = ScriptedAgent()
     task = base.BackgroundTask("b1", "command", "npm run dev", "t1")

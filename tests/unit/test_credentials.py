@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from support.git_home import Sandbox
 from support.git_remotes import HttpRemote, http_remote, ssh_remote
 from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.version_control.cloning import folder_name
 from workspace_runtime.version_control.credentials import (
     Credentials,
     askpass_script,
@@ -357,10 +358,15 @@ def test_origins(url: str | bytes, origin: str | None) -> None:
         ("ssh://git:pass@host/x", "ssh://git@host/x"),
         ("git@host:x", "git@host:x"),
         ("/a/b@c", "/a/b@c"),
-        ("/a/b#c", "/a/b#c"),
-        ("https://host/x?auth=s3cret&x=1", "https://host/x?auth=***&x=***"),
-        ("https://host/x#token=s3cret", "https://host/x#***"),
-        ("ssh://git@host/x#s3cret", "ssh://git@host/x#***"),
+        ("https://host/x?auth=s3cr3t", "https://host/x?***"),
+        ("https://host/x?s3cr3t", "https://host/x?***"),
+        ("https://host/x?a=1&auth=it's3cr3t/y#z", "https://host/x?***"),
+        ("https://host/x#token=s3cr3t", "https://host/x"),
+        ("https://host/x#s3cr3t?a=b", "https://host/x"),
+        ("https://u:s3#cr?3t@host/x?a=b", "https://host/x?***"),
+        ("ssh://git@host/x#s3cr3t", "ssh://git@host/x"),
+        ("file:///srv/c#/x?y", "file:///srv/c#/x?y"),
+        ("/srv/c#/x?y", "/srv/c#/x?y"),
     ],
 )
 def test_what_is_shown_of_addresses(text: str, shown: str) -> None:
@@ -369,6 +375,38 @@ def test_what_is_shown_of_addresses(text: str, shown: str) -> None:
     assert redact(f"fatal: unable to access '{text}': no\n{text}", None) == (
         f"fatal: unable to access '{shown}': no\n{shown}"
     )
+
+
+@pytest.mark.parametrize(
+    "address", ["https://host/x y?auth=a s3cr3t", "https://host/x#a s3cr3t", "https://host/?a='s3cr3t"]
+)
+@pytest.mark.parametrize(
+    "words", ["From {}", "To {}\n! x", "fatal: unable to access '{}/': no", "warning: redirecting to {}"]
+)
+def test_what_git_says_of_an_address_is_told_without_the_rest(address: str, words: str) -> None:
+    said = redact(words.format(address), None)
+    assert "s3cr3t" not in said
+    assert "https://host/" in said
+    assert safe_url(address) in said
+
+
+def test_a_clone_is_not_named_by_what_follows_the_path() -> None:
+    assert folder_name("https://host/x.git?auth=a/s3cr3t#s3cr3t") == "x"
+    assert folder_name("https://host/x#s3cr3t") == "x"
+    assert folder_name("/srv/c#") == "c#"
+
+
+def test_the_rest_of_a_line_is_told() -> None:
+    said = "see https://host/x?a=s3cr3t or 'https://host/y#s3cr3t': that's it? #1 (https://host/z)"
+    assert redact(said, None) == "see https://host/x?*** or 'https://host/y': that's it? #1 (https://host/z)"
+
+
+def test_what_is_shown_of_other_addresses() -> None:
+    assert safe_url("http://u:a b s3cr3t@host/x") == "http://host/x"
+    assert redact("fatal: 'http://a s3cr3t@host/x': no", None) == "fatal: 'http://host/x': no"
+    assert safe_url("short:x?auth=s3cr3t") == "short:x?***"
+    assert safe_url("git@host:x#s3cr3t") == "git@host:x"
+    assert safe_url("/x?token=s3cr3t") == "/x?token=***"
 
 
 @given(st.text(st.characters(min_codepoint=33, exclude_characters="\x7f", exclude_categories=["Cs"]), min_size=6))
@@ -384,7 +422,14 @@ def test_no_form_of_the_secret_is_left(password: str) -> None:
 
 def test_redaction_is_quick_on_what_is_long() -> None:
     """A remote may send anything: no text makes it slow (it would be minutes if it were not linear)."""
-    for hostile in ("a" * 1_000_000, "://" * 300_000, "://" + "@" * 1_000_000, "://" + "a" * 1_000_000):
+    for hostile in (
+        "a" * 1_000_000,
+        "://" * 300_000,
+        "://" + "@" * 1_000_000,
+        "://" + "a" * 1_000_000,
+        "'://a?" * 200_000,
+        "a://b " * 200_000,
+    ):
         redact(hostile, Credentials(None, TOKEN, "https://host"))
 
 

@@ -21,6 +21,7 @@ from workspace_runtime.version_control.conflicts import conflicts
 from workspace_runtime.version_control.lists import operation
 from workspace_runtime.version_control.log import log
 from workspace_runtime.version_control.objects import blob, commit_facts
+from workspace_runtime.version_control.quoting import unquoted
 from workspace_runtime.version_control.refs import remotes
 
 ODD: tuple[bytes, ...] = (
@@ -327,7 +328,7 @@ def test_lines_have_a_limit(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_account_that_is_none_is_a_clear_error(output: bytes) -> None:
     try:
         for group in blame_module._groups(output):
-            blame_module._unquoted(group.facts[b"filename"])
+            unquoted(group.facts[b"filename"])
     except WorkspaceError as fault:
         assert fault.code == "git_output_invalid"
 

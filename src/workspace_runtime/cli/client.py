@@ -70,7 +70,9 @@ class Client:
     async def events(self, session_id: str) -> AsyncIterator[ClientConnection]:
         """The session's WebSocket with all its events, from the first."""
         address = f"{self.url.replace('http', 'ws', 1)}/api/v1/ws/agent-sessions/{session_id}?events=all"
-        async with connect(address, additional_headers=self._headers, max_size=None, proxy=None) as socket:
+        async with connect(
+            address, additional_headers=self._headers, max_size=None, proxy=None, close_timeout=1
+        ) as socket:
             yield socket
 
 

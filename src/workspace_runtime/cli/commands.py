@@ -11,6 +11,7 @@ from pathlib import Path
 from .. import __version__
 from ..config import Config, load, settings
 from ..errors import ConfigError
+from .screen import OutputError
 from .text import printable
 
 EXIT_FAILED = 1
@@ -92,15 +93,19 @@ def main(arguments: Sequence[str]) -> int:
         top.print_help()
         return EXIT_USAGE
     try:
-        return _run(options)
+        code = _run(options)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what can't be written is told here, and not when Python ends
+        return code
     except ConfigError as fault:
         print(f"workspace-runtime: {printable(str(fault))}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+    except BrokenPipeError:
+        return _output_lost(None)
+    except OutputError as lost:
+        return _output_lost(None if isinstance(lost.fault, BrokenPipeError) else lost.fault)
     except OSError as fault:  # of the machine: a folder that this user may not use, no descriptors left
         logging.getLogger(__name__).debug("the command failed", exc_info=fault)
         where = f"{os.fsdecode(fault.filename)}: " if isinstance(fault.filename, (str, bytes)) else ""
@@ -109,7 +114,17 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_USAGE
 
 
+def _output_lost(fault: OSError | None) -> int:
+    """Standard output takes nothing more; None where its reader has gone, who knows that."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if fault is not None:
+        print(f"workspace-runtime: standard output can't be written: {fault.strerror}.", file=sys.stderr)
+    return EXIT_FAILED
+
+
 def _run(options: argparse.Namespace) -> int:
+    if sys.stdout is None and options.command != "serve":
+        raise ConfigError("standard output is closed, so there is nothing to write to.")
     if options.command == "token":
         print(secrets.token_hex(32))
         return 0

@@ -24,10 +24,36 @@ _ENDS = {
 }
 
 
+class OutputError(Exception):
+    """Standard output takes nothing more: its reader has gone, or its disk is full. `fault`: what the system said.
+
+    Not an `OSError`, which everywhere else here is the connection's.
+    """
+
+    def __init__(self, fault: OSError) -> None:
+        super().__init__(str(fault))
+        self.fault = fault
+
+
+class Output:
+    """Standard output, line by line or piece by piece."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def write(self, text: str) -> None:
+        """Write it, so that it is seen at once. Raises `OutputError`."""
+        try:
+            self._out.write(text)
+            self._out.flush()
+        except OSError as fault:
+            raise OutputError(fault) from fault
+
+
 class Screen:
     """Shows events. Text comes piece by piece, as the agent writes it."""
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: Output) -> None:
         self._out = out
         # of each block: the characters that were shown, and those of this pass (deltas begin anew after a gap)
         self._shown: dict[str, int] = {}
@@ -99,5 +125,4 @@ class Screen:
 
     def _write(self, text: str) -> None:
         self._out.write(text)
-        self._out.flush()
         self._mid_line = not text.endswith("\n")

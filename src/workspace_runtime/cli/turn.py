@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from .asking import ask
 from .client import Client, inside
 from .keyboard import Keyboard
-from .screen import Screen
+from .screen import Output, Screen
 from .text import printable, printable_json
 
 JsonObject = dict[str, Any]
@@ -33,8 +33,8 @@ class Turn:
     def __init__(self, client: Client, as_json: bool, out: TextIO) -> None:
         self._client = client
         self._json = as_json
-        self._out = out
-        self._screen = Screen(out)
+        self._out = Output(out)
+        self._screen = Screen(self._out)
         self._keyboard: Keyboard | None = None
         self._agent = self._root = self._cwd = ""
         self._waiting: dict[str, JsonObject] = {}  # permissions that nobody has answered, in the order they came
@@ -45,7 +45,10 @@ class Turn:
         self._stopping = False
 
     async def run(self, agent: str, prompt: str, cwd: str) -> int:
-        """Returns 0 when the turn ended well, 1 when it failed or something could not be asked, 130 when it was interrupted."""
+        """Returns 0 when the turn ended well, 1 when it failed or something could not be asked, 130 when it was interrupted.
+
+        Raises `OutputError`, and `ConfigError` for all that the server is asked and does not do.
+        """
         self._agent = agent
         self._screen.tell(f"Starting {printable(agent)} … (Ctrl-C stops it)")
         session = await self._create({"agent": agent, "prompt": prompt} | ({"cwd": cwd} if cwd else {}))
@@ -120,7 +123,7 @@ class Turn:
             text = frame if isinstance(frame, str) else frame.decode()
             event = json.loads(text)
             if self._json and "seq" in event and event["type"] != "ready":
-                print(printable_json(text), file=self._out, flush=True)
+                self._out.write(printable_json(text) + "\n")
             match event["type"]:
                 case "permission_request":
                     self._waiting[event["permission_id"]] = event

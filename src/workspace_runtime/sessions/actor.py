@@ -50,6 +50,8 @@ logger = logging.getLogger(__name__)
 QUEUE_LIMIT = 32
 # An interrupt is answered within 3 s: this long the agent may take, then its process is ended.
 INTERRUPT_GRACE_S = 2.0
+# How long after a stop an agent may take to tell that its timers are ended.
+TIMERS_END_S = 0.5
 # How long an agent may take over an order that it answers at once (a changed mode, an answer) before it counts as dead.
 ORDER_TIMEOUT_S = 10.0
 # How long the end of the server waits for the disk, so that clients see how their turns ended.
@@ -201,6 +203,8 @@ class SessionActor:
             with contextlib.suppress(Exception):  # one that can't be stopped now ends when it is to begin a turn
                 async with asyncio.timeout(INTERRUPT_GRACE_S):
                     await driver.interrupt()
+        if self._timers_wait:
+            self.runner.spawn(self._end_timers())
         await self._settle(state=drop_queue)
         return {"turn_id": turn.id, "stop_reason": turn.stop_as} if turn is not None else None
 
@@ -487,6 +491,18 @@ class SessionActor:
             return
         async with asyncio.timeout(ORDER_TIMEOUT_S):
             await driver.interrupt()
+
+    @property
+    def _timers_wait(self) -> bool:
+        """Whether the agent is to begin a turn by itself at some time, and none runs now."""
+        return self.turn is None and any(task["kind"] == "timer" for task in self.record.background)
+
+    async def _end_timers(self) -> None:
+        """After a stop. An agent that does not end its timers by itself would ask the model again: its process is ended instead, and
+        the next prompt goes on with the conversation."""
+        await asyncio.sleep(TIMERS_END_S)
+        if self._timers_wait:
+            await self.runner.drop()
 
     async def _tell_answer(self, permission: Permission, told: base.PermissionAnswer, batch: Batch) -> None:
         await self.journal.log.settled(batch)

@@ -18,6 +18,7 @@ from .configuration import Settings
 from .git import Argument, Output
 from .objects import commits_named, directory, look, missing, tree_entry
 from .plain_files import must_be_a_file
+from .quoting import unquoted
 from .refs import relative
 from .repository import Repository
 from .revisions import head, resolve
@@ -29,8 +30,6 @@ _DEFAULTS: Settings = [("blame.showRoot", "false"), ("mailmap.file", os.devnull)
 _IGNORED = re.compile("blame\\.ignorerevsfile")
 _GROUP = re.compile(rb"([0-9a-f]{40}|[0-9a-f]{64}) (\d+) (\d+) (\d+)")
 _TOO_SHORT = re.compile(r"has only (\d+) lines?")
-_QUOTED = re.compile(rb"\\([0-7]{3}|.)", re.DOTALL)
-_ESCAPES = {b"a": b"\a", b"b": b"\b", b"t": b"\t", b"n": b"\n", b"v": b"\v", b"f": b"\f", b"r": b"\r"}
 
 
 @dataclass(slots=True)
@@ -194,7 +193,7 @@ def _commits(repository: Repository, groups: list[_Group]) -> dict[str, Any]:
 
 def _previous(repository: Repository, fact: bytes) -> dict[str, Any] | None:
     oid, _, name = fact.partition(b" ")
-    path = repository.from_git(_unquoted(name)) if name else None
+    path = repository.from_git(unquoted(name)) if name else None
     return {"oid": oid.decode(), "path": shown(path), **_encoded("path", path)} if path is not None else None
 
 
@@ -206,7 +205,7 @@ def _line(repository: Repository, path: bytes, group: _Group) -> dict[str, Any]:
         "count": group.count,
         "original_line": group.original,
     }
-    original = repository.from_git(_unquoted(group.facts[b"filename"]))
+    original = repository.from_git(unquoted(group.facts[b"filename"]))
     if original is not None and original != path:
         line |= {"original_path": shown(original), **_encoded("original_path", original)}
     return line
@@ -215,15 +214,3 @@ def _line(repository: Repository, path: bytes, group: _Group) -> dict[str, Any]:
 def _encoded(name: str, path: bytes) -> dict[str, str]:
     encoded = path_bytes(path)
     return {} if encoded is None else {f"{name}_bytes": encoded}
-
-
-def _unquoted(name: bytes) -> bytes:
-    """A name as it is, from how git writes one with unusual bytes (git-config(1), core.quotePath)."""
-    if len(name) < 2 or not (name.startswith(b'"') and name.endswith(b'"')):
-        return name
-
-    def plain(found: re.Match[bytes]) -> bytes:
-        code = found[1]
-        return bytes([int(code, 8) & 0xFF]) if len(code) == 3 else _ESCAPES.get(code, code)
-
-    return _QUOTED.sub(plain, name[1:-1])

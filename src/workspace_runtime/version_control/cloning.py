@@ -21,7 +21,7 @@ from workspace_runtime.mounts import mount_points
 from workspace_runtime.paths import WorkspaceRoot, path_bytes, refusal, shown
 from workspace_runtime.processes import finish
 
-from .credentials import Credentials, carries_password, check_url
+from .credentials import Credentials, carries_password, check_url, without_rest
 from .operations import Operations
 from .remotes import bound
 from .revisions import branch_name, checked
@@ -142,7 +142,9 @@ def prepared(url: str, username: str | None, token: str | None) -> Credentials |
 
 
 def folder_name(url: str) -> str:
-    """The folder that a clone goes to where none is named, as git chooses it: the last part of the address without `.git`."""
+    """The folder that a clone goes to where none is named, nearly as git chooses it: the last part of the address without `.git`. A
+    query and a fragment count for nothing: they may be a secret."""
+    url = without_rest(url)
     found = _NAME.search(_BEFORE_HOST.sub("", url).rstrip("/"))
     name = found[1] if found else ""
     if name in ("", ".", ".."):
@@ -176,6 +178,6 @@ def _tidy(temporary: bytes, folders: Sequence[bytes]) -> None:
 
 
 def remove(path: bytes) -> None:
-    """Remove what a clone that did not end well has left. Blocks."""
-    if _LEFTOVER.fullmatch(os.path.basename(path)) and not mount_points(os.path.realpath(path)):
+    """Remove what a clone that did not end well has left; all of it stays where somebody has mounted something in it. Blocks."""
+    if _LEFTOVER.fullmatch(os.path.basename(path)) and not mount_points(path):
         shutil.rmtree(path, ignore_errors=True)

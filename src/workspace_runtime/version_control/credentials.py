@@ -22,6 +22,7 @@ from workspace_runtime.errors import WorkspaceError
 DEFAULT_USERNAME = "x-access-token"
 MAX_SECRET = 16 * 1024  # characters; an environment variable holds 128 KB
 HIDDEN = "***"
+_MAX_SCHEME = 32
 
 _HOST = r"[A-Za-z0-9_][A-Za-z0-9_.-]*|\[[0-9A-Fa-f:.]+\]"
 _NETWORK = re.compile(rf"(https?|ssh)://(?:([^@/?#\\\s]+)@)?({_HOST})((?::[0-9]{{1,5}})?)(?:/.*)?", re.DOTALL)
@@ -34,10 +35,18 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _TOKEN = re.compile(r"gh[a-z]_|github_pat_|gl[a-z]{2,5}-|[^@]{40}")
 # What stands before the host. A password may hold a slash where somebody forgot to encode it; what begins with a port holds none.
 _USERINFO = re.compile(r"://([^\s/:@]*:(?!\d{1,5}(?:[/?#'\"\s]|$))\S{0,512}@|[^\s/]*@)")
+# The same where it is known that all of it is an address: then it may hold spaces, too.
+_USERINFO_OF_ALL = re.compile(r"://([^/:@]*:(?!\d{1,5}(?:[/?#]|$)).{0,512}@|[^/]*@)", re.DOTALL)
 _SCP_SECRET = re.compile(r"([^@/:\\\s\[\]]+):[^/\s]*@")
-# Under whatever name: nobody knows which one is the secret.
-_IN_QUERY = re.compile(r"([?&][\w.-]{0,64}=)[^&#\s'\"]+")
-_WORD = re.compile(r"[^\s'\"]+")
+_IN_QUERY = re.compile(r"([?&][\w.-]{0,64}(?:token|key|secret|password)=)[^&#\s'\"]+", re.IGNORECASE)
+# What follows the path in an address: a query and a fragment, which may be a secret under any name.
+_AFTER_PATH = re.compile(r"[?#]")
+# What stands before `://`, and where an address ends that git has put into quotes, whatever is in it.
+_SCHEME_BEFORE = re.compile(r"(['\"]?)([A-Za-z0-9+.-]*)$")
+_CLOSED = {quote: re.compile(rf"{quote}(?=[\s:.,;)]|$)") for quote in "'\""}
+_SPACE = re.compile(r"\s")
+# Lines that end in an address, which may hold spaces.
+_ENDS_IN_ADDRESS = re.compile(r"(?:From|To|Pushing to|warning: redirecting to) ")
 # What may be an address, as a whole or in part.
 _ADDRESS = re.compile(r"://|:.*@", re.DOTALL)
 
@@ -160,14 +169,16 @@ def environment(credentials: Credentials | None, script: Path) -> Mapping[str, s
 
 
 def redact(text: str, credentials: Credentials | None) -> str:
-    """The text without the secret in any form that git or curl write, and without what stands before the host of any URL.
+    """The text without the secret in any form that git or curl write, and without what stands before the host of any URL and after its
+    path.
 
     To be called before a text is shortened: half a secret is not found any more.
     """
     if credentials is not None:
         for form in _forms(credentials):
             text = text.replace(form, HIDDEN)
-    return _without_parameters(_USERINFO.sub(_without_secret, text))
+    lines = _USERINFO.sub(_without_secret, text).split("\n")
+    return _IN_QUERY.sub(rf"\1{HIDDEN}", "\n".join(map(_without_rest, lines)))
 
 
 def tellable(name: str) -> str:
@@ -190,24 +201,44 @@ def _without_secret(found: re.Match[str]) -> str:
     return f"://{user}@" if user and found.string.endswith("ssh", 0, found.start()) else "://"
 
 
-def _without_parameters(text: str) -> str:
-    text = _IN_QUERY.sub(rf"\1{HIDDEN}", text)
-    return _WORD.sub(_without_fragment, text) if "://" in text and "#" in text else text
+def _without_rest(line: str) -> str:
+    """A line of text without the queries and fragments of the addresses in it."""
+    done: list[str] = []
+    at = 0
+    whole = _ENDS_IN_ADDRESS.match(line)
+    while (found := line.find("://", at)) >= 0:
+        before = _SCHEME_BEFORE.search(line[max(at, found - _MAX_SCHEME) : found])
+        quote, scheme = before.groups() if before else ("", "")
+        end = None if whole and not quote else (_CLOSED[quote] if quote else _SPACE).search(line, found)
+        until = end.start() if end else len(line)
+        done += [line[at : found - len(scheme)], _short(line[found - len(scheme) : until])]
+        at = until
+    return "".join([*done, line[at:]])
 
 
-def _without_fragment(word: re.Match[str]) -> str:
-    scheme, colon, place = word[0].partition("://")
-    place, _, fragment = place.partition("#")
-    return f"{scheme}{colon}{place}#{HIDDEN}" if colon and fragment else word[0]
+def _short(address: str) -> str:
+    """An address without what stands before its host and after its path; of a file there is nothing after it."""
+    address = _USERINFO_OF_ALL.sub(_without_secret, address, count=1)
+    found = None if address.startswith("file://") else _AFTER_PATH.search(address)
+    if found is None:
+        return address
+    return address[: found.start()] + (f"?{HIDDEN}" if found[0] == "?" else "")
+
+
+def without_rest(url: str) -> str:
+    """An address without its query and its fragment; a path of this machine is as it was."""
+    scheme, network, _ = url.partition("://")
+    return url if not network or scheme == "file" else _AFTER_PATH.split(url, maxsplit=1)[0]
 
 
 def safe_url(url: bytes | str) -> str:
-    """An address as it may be shown: without a password, and over HTTP without the user too; of what stands
-    behind the path the names alone. `git@host:path` stays."""
+    """An address as it may be shown: without a password, and over HTTP without the user too, without what a query says, and without a
+    fragment. `git@host:path` stays."""
     text = _text(url)
     if "://" not in text:
-        return _SCP_SECRET.sub(rf"\1:{HIDDEN}@", text, count=1) if _SCP_SECRET.match(text) else text
-    return _without_parameters(_USERINFO.sub(_without_secret, text, count=1))
+        text = _SCP_SECRET.sub(rf"\1:{HIDDEN}@", text, count=1) if _SCP_SECRET.match(text) else text
+        return _short(text) if _SCP.fullmatch(text) else _IN_QUERY.sub(rf"\1{HIDDEN}", text)
+    return _IN_QUERY.sub(rf"\1{HIDDEN}", _short(text))
 
 
 # --- which addresses are taken ------------------------------------------------------------------------------------------------

@@ -76,19 +76,37 @@ def _first(repository: Repository, driver: bytes) -> bytes | None:
 
 def _name_hidden(repository: Repository, fault: WorkspaceError) -> None:
     """Tell of files that have a mark by which the status passes them over, and a stash too."""
-    names = [os.fsencode(path) for path in fault.data.get("paths", [])]
+    paths = hidden_among(repository, [os.fsencode(path) for path in fault.data.get("paths", [])])
+    if paths:
+        fault.data["hidden"] = paths
+        fault.detail = _marked(paths[0])
+
+
+def refuse_hidden(repository: Repository, paths: Sequence[bytes]) -> None:
+    """Raises `local_changes_in_way` where one of these files (the client's paths) is there and has such a mark: git would leave it as it is
+    without a word. Blocks."""
+    names = [name for path in paths if os.path.lexists(os.path.join(repository.top, name := repository.to_git(path)))]
+    hidden = set(hidden_among(repository, names)) & {shown(path) for path in paths}
+    if hidden:
+        told = sorted(hidden)
+        raise WorkspaceError("local_changes_in_way", _marked(told[0]), paths=told, hidden=told)
+
+
+def hidden_among(repository: Repository, names: Sequence[bytes]) -> list[str]:
+    """The paths of the files at these names (git's) that the status passes over. Blocks."""
     hidden = []
     for part in portions(names):
         for line in repository.run(["ls-files", "-v", "-z", "--full-name", "--", *part]).out.split(b"\0"):
             if found := _HIDDEN.fullmatch(line):
                 hidden.append(found[2])
-    paths = [shown(path) for name in hidden if (path := repository.from_git(name)) is not None]
-    if paths:
-        fault.data["hidden"] = paths
-        fault.detail = (
-            f"{paths[0]!r} has changes, and a mark by which git passes over them: no status shows them, and no stash takes them. Take the"
-            " mark off (git update-index --no-skip-worktree --no-assume-unchanged), then commit, stash or discard them."
-        )
+    return [shown(path) for name in hidden if (path := repository.from_git(name)) is not None]
+
+
+def _marked(path: str) -> str:
+    return (
+        f"{path!r} has changes, and a mark by which git passes over them: no status shows them, and no stash takes them. Take the"
+        " mark off (git update-index --no-skip-worktree --no-assume-unchanged), then commit, stash or discard them."
+    )
 
 
 def _of_worktree(repository: Repository, fault: WorkspaceError) -> WorkspaceError:

@@ -119,7 +119,8 @@ _TABLE = (
     _row(
         "local_changes_in_way",
         r"would be overwritten by|^error: cannot (?:pull with rebase|rebase): (?:You have unstaged|Your index contains)"
-        r"|would lose untracked files in them|already exists, no checkout|could not restore untracked files from stash",
+        r"|would lose untracked files in them|already exists, no checkout|could not restore untracked files from stash"
+        r"|^error: Entry '(?s:.+)' not uptodate\. Cannot merge",
         "Changes that are not committed are in the way. Commit, stash or discard them first.",
     ),
     _row(
@@ -338,8 +339,12 @@ def _push_refusal(refs: list[dict[str, Any]], output: str) -> WorkspaceError:
     return WorkspaceError(code, detail, refs=refs, output=output)
 
 
+# Of a file that a forced switch passes over too, by its mark (unpack-trees.c, `ERROR_NOT_UPTODATE_FILE`).
+_ENTRY = re.compile(r"^error: Entry '(.+)' not uptodate\. Cannot merge", re.MULTILINE)
+
+
 def _paths_in_way(words: str) -> list[str]:
-    return [*_ONE_IN_WAY.findall(words), *_THERE_ALREADY.findall(words), *_listed_in_way(words)]
+    return [*_ENTRY.findall(words), *_ONE_IN_WAY.findall(words), *_THERE_ALREADY.findall(words), *_listed_in_way(words)]
 
 
 def _listed_in_way(words: str) -> list[str]:

@@ -90,19 +90,21 @@ def too_many() -> WorkspaceError:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What came of a run. `cut`: there was more than `limit`, and it was stopped."""
+    """What came of a run. `cut`: there was more than `limit`, and it was stopped. `said`: of a write, what git itself said in `err`, and
+    no program that it started."""
 
     status: int
     out: bytes
     err: str
     cut: bool = False
+    said: Sequence[str] = ()
 
     @property
     def warnings(self) -> list[str]:
         """What git could not do although it has done the rest, in its words, without the word before them."""
-        lines = self.err.split("\n")
-        found = [line.partition(": ")[2] for line in lines if line.startswith(("warning: ", "error: "))]
-        return found[-_MAX_WARNINGS:]
+        own = {words.split("\n")[0] for words in self.said}
+        lines = [line.partition(": ") for line in self.err.split("\n") if line.startswith(("warning: ", "error: "))]
+        return [words for _, _, words in lines if words in own][-_MAX_WARNINGS:]
 
 
 class Stop:

@@ -11,7 +11,7 @@ from typing import Any
 from workspace_runtime.paths import path_bytes, shown
 
 from . import cursors
-from .objects import text, when
+from .objects import beginning, text, when
 from .plain_files import line_of
 from .prepared import prepared_message
 from .refs import relative
@@ -49,7 +49,7 @@ def all_stashes(repository: Repository) -> list[dict[str, Any]]:
     """The stashes, the latest first: `index, oid, message, branch, created_at, base, untracked`. Blocks.
 
     `base` is the commit that it was made on, `branch` the branch that was checked out; `untracked`: it has files that git did not
-    know. Raises as `Repository.read`.
+    know; `truncated`: the message is longer. Raises as `Repository.read`.
     """
     # the reflog's text is what `git stash list` shows
     arguments = ["log", "-g", "-z", "--no-show-signature", "--no-color", "--no-notes", "--no-mailmap", "--no-decorate"]
@@ -60,17 +60,19 @@ def all_stashes(repository: Repository) -> list[dict[str, Any]]:
     found = []
     for index, at in enumerate(range(0, len(fields) - 4, 4)):
         oid, parents, seconds, subject = fields[at : at + 4]
-        told = _STASH.fullmatch(text(subject))
+        words, cut = beginning(subject)
+        told = _STASH.fullmatch(words)
         branch = told[1] if told else None
         found.append(
             {
                 "index": index,
                 "oid": text(oid),
-                "message": told[2] if told else text(subject),
+                "message": told[2] if told else words,
                 "branch": None if branch == "(no branch)" else branch,
                 "created_at": when(seconds),
                 "base": next(iter(text(parents).split()), None),
                 "untracked": len(parents.split()) > 2,
+                **({"truncated": True} if cut else {}),
             }
         )
     return found

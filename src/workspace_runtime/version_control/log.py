@@ -13,8 +13,8 @@ from workspace_runtime.errors import WorkspaceError
 
 from . import cursors
 from .cursors import Place
-from .git import MAX_OUTPUT, Argument
-from .objects import LOG, Fields, commit, rows
+from .git import Argument, Output
+from .objects import Fields, commit, read_commits
 from .repository import Repository
 from .revisions import head, resolve
 
@@ -115,7 +115,7 @@ def _by_id(
     inside = [oid, *(f"^{end}" for end in place.excluded)]
     if _newest(repository, outside) or _newest(repository, inside) != oid:
         return []
-    return rows(repository.read([*LOG, *filters, f"{oid}^!", *limits]))
+    return read_commits(repository, [*filters, f"{oid}^!", *limits])[0]
 
 
 def _newest(repository: Repository, revisions: Sequence[str]) -> str:
@@ -146,16 +146,12 @@ def _page(
 
 
 def _walk(repository: Repository, place: Place, arguments: Sequence[Argument]) -> tuple[list[Fields], bool]:
-    """Commits, and whether there are more than a page has room for (`cursors.MAX_BYTES`); one alone may be larger."""
-    for limit in (cursors.MAX_BYTES, MAX_OUTPUT):
-        output = repository.run([*LOG, *arguments], limit=limit)
-        if not output.cut and output.status != 0:
-            raise cursors.invalid() if _is_gone(repository, place) else repository.failed(output)
-        if found := rows(output.out, cut=output.cut):
-            return found, output.cut
-        if not output.cut:
-            return [], False
-    raise WorkspaceError("git_output_too_large", "The message of the next commit is too long for one answer.")
+    """Commits, and whether there are more than a page has room for (`cursors.MAX_BYTES`)."""
+
+    def failed(output: Output) -> WorkspaceError:
+        return cursors.invalid() if _is_gone(repository, place) else repository.failed(output)
+
+    return read_commits(repository, arguments, limit=cursors.MAX_BYTES, failed=failed)
 
 
 def _is_gone(repository: Repository, place: Place) -> bool:

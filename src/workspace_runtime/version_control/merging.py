@@ -9,7 +9,8 @@ from workspace_runtime.errors import WorkspaceError
 from . import autostash
 from .configuration import Settings
 from .lists import operation
-from .obstacles import must_be_free
+from .mounted import refuse_removed
+from .obstacles import in_way, must_be_free
 from .plain_files import open_file
 from .prepared import prepared_message
 from .repository import Repository
@@ -88,6 +89,8 @@ async def proceed(work: Work, *, kind: Kind, step: Step) -> dict[str, Any]:
     if under_way is None or under_way["kind"] != kind:
         what = f"a {under_way['kind']} is" if under_way else "nothing is"
         raise WorkspaceError("not_under_way", f"No {kind} is under way: {what}.", operation=under_way)
+    if step != "continue":
+        await work.ask(refuse_removed, repository, [], lambda: _replaced(repository))
     if (kind, step) == ("bisect", "abort"):
         left = await left_behind(work, await work.git(["bisect", "reset"]))
     elif kind == "bisect" or (kind, step) == ("merge", "skip"):
@@ -152,6 +155,15 @@ async def _abort_merge(work: Work) -> dict[str, Any]:
     if stash is not None and _BROUGHT_BACK in output.err:
         await forget(work, stash)
     return await left_behind(work, output)
+
+
+def _replaced(repository: Repository) -> list[bytes]:
+    """What git may delete, whole folders too, when it goes back by force: what stands in the place of a file that it would write. Blocks."""
+    names = set(repository.read(["ls-files", "-z", "--full-name"]).split(b"\0"))
+    for ref in ("HEAD", "ORIG_HEAD"):
+        output = repository.run(["ls-tree", "-r", "-z", "--full-tree", "--name-only", ref])
+        names.update(output.out.split(b"\0") if output.status == 0 and not output.cut else ())
+    return list(in_way(repository, names - {b""}).values())
 
 
 def _runs_commands(repository: Repository) -> bool:

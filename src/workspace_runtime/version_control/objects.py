@@ -6,23 +6,27 @@ line. Names are those that were committed (no mailmap), text is UTF-8 whatever i
 no filter and no text conversion runs.
 """
 
+import codecs
 import datetime
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import shown
 
-from .git import MAX_OUTPUT
+from .git import MAX_OUTPUT, Argument, Output
 from .repository import Repository
 from .revisions import resolve
 
 # Of the first line of a message, in characters, where a commit is only named.
 MAX_SUBJECT = 1000
-# One commit as `LOG` gives it: the fields in the order of `_FORMAT`.
+# Of one message in an answer, in bytes, and of a name or address in it, in characters.
+MAX_MESSAGE = 1024 * 1024
+MAX_NAME = 1000
+# One commit as `LOG` gives it: the fields in the order of `_FORMAT`, and one more where the message was not read to its end.
 Fields = Sequence[bytes]
 OID, PARENTS, _TREE, _AUTHOR, _COMMITTER, DATE, _REFS, _SUBJECT, _BODY = 0, 1, 2, 3, 6, 8, 9, 10, 11
 _FORMAT = ("%H", "%P", "%T", "%an", "%ae", "%at", "%cn", "%ce", "%ct", "%D", "%s", "%b")
@@ -41,10 +45,35 @@ _STAGES = {"index": b"0", "base": b"1", "ours": b"2", "theirs": b"3"}
 # --- commits ----------------------------------------------------------------------------------------------------------------
 
 
+def read_commits(
+    repository: Repository,
+    arguments: Sequence[Argument],
+    *,
+    limit: int = 2 * MAX_MESSAGE,
+    failed: Callable[[Output], WorkspaceError] | None = None,
+) -> tuple[list[Fields], bool]:
+    """The commits of `LOG` with these arguments, as many as `limit` bytes hold but one at least, and whether there may be more. Blocks.
+
+    Of a message that is longer than that the beginning is read. Raises what `failed` (without it: `Repository.failed`) makes of a git
+    that did not succeed, and `git_output_too_large` where not even the rest of a commit can be read.
+    """
+    for most in (limit, MAX_OUTPUT):
+        output = repository.run([*LOG, *arguments], limit=most)
+        if not output.cut and output.status != 0:
+            raise (failed or repository.failed)(output)
+        found = rows(output.out, cut=output.cut)
+        if found or not output.cut:
+            return found, output.cut
+    raise WorkspaceError("git_output_too_large", "What git tells of the next commit is too long for one answer.")
+
+
 def rows(output: bytes, *, cut: bool = False) -> list[Fields]:
-    """The commits of a run of `LOG`; of one that was cut those that are whole. Raises `git_output_invalid` for what it can't be."""
+    """The commits of a run of `LOG`; of one that was cut those that are whole, or the first with the beginning of its message. Raises
+    `git_output_invalid` for what it can't be."""
     fields = output.split(b"\0")
     width = len(_FORMAT)
+    if cut and _SUBJECT < len(fields) <= width:
+        return [[*fields, *[b""] * (width + 1 - len(fields))]]
     if cut:
         fields = [*fields[: (len(fields) - 1) // width * width], b""]
     if len(fields) % width != 1 or fields[-1]:
@@ -53,21 +82,32 @@ def rows(output: bytes, *, cut: bool = False) -> list[Fields]:
 
 
 def commit(fields: Fields) -> dict[str, Any]:
-    """A commit as the API tells it: `oid, parents, author, committer, subject, body, refs`."""
+    """A commit as the API tells it: `oid, parents, author, committer, subject, body, refs`; `truncated` where the message is longer."""
+    subject, cut = beginning(fields[_SUBJECT])
+    body, cut_too = beginning(fields[_BODY], MAX_MESSAGE - min(MAX_MESSAGE, len(fields[_SUBJECT])))
     return {
         "oid": fields[OID].decode(),
         "parents": fields[PARENTS].decode().split(),
         "author": person(*fields[_AUTHOR : _AUTHOR + 3]),
         "committer": person(*fields[_COMMITTER : _COMMITTER + 3]),
-        "subject": text(fields[_SUBJECT]),
-        "body": text(fields[_BODY]).rstrip("\r\n"),
+        "subject": subject,
+        "body": body.rstrip("\r\n"),
         "refs": _refs(text(fields[_REFS])),
+        **({"truncated": True} if cut or cut_too or len(fields) > len(_FORMAT) else {}),
     }
 
 
+def beginning(raw: bytes, most: int = MAX_MESSAGE) -> tuple[str, bool]:
+    """As `text`, of the first bytes; and whether there are more."""
+    if len(raw) <= most:
+        return text(raw), False
+    # a character that is cut is left out
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(raw[:most]), True
+
+
 def person(name: bytes, email: bytes, seconds: bytes) -> dict[str, Any]:
-    """Who did something, and when: `name, email, date`."""
-    return {"name": text(name), "email": text(email), "date": when(seconds)}
+    """Who did something, and when: `name, email, date`; of a name and an address the first 1,000 characters."""
+    return {"name": text(name)[:MAX_NAME], "email": text(email)[:MAX_NAME], "date": when(seconds)}
 
 
 def when(seconds: bytes) -> str | None:
@@ -91,7 +131,7 @@ def commit_facts(repository: Repository, oid: str) -> dict[str, Any]:
     touches nothing here), and as `Repository.read`.
     """
     # a commit without its parents is a history of one, which paths can limit
-    found = rows(repository.read([*LOG, f"{oid}^!", *repository.limits]))
+    found, _ = read_commits(repository, [f"{oid}^!", *repository.limits])
     if not found:
         raise WorkspaceError("ref_not_found", f"{oid} changes nothing in the workspace.", ref=oid)
     return {**commit(found[0]), "tree": found[0][_TREE].decode()}

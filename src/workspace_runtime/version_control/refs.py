@@ -14,12 +14,17 @@ from workspace_runtime.paths import path_bytes, shown
 
 from . import cursors
 from .credentials import safe_url, tellable
-from .objects import commits_named, is_remote_head, person, text, when
+from .objects import MAX_MESSAGE, beginning, commits_named, is_remote_head, person, text, when
 from .repository import Repository
 
 _HEADS, _REMOTES, _TAGS = "refs/heads/", "refs/remotes/", "refs/tags/"
 _BRANCH = ("%(refname)", "%(objectname)", "%(symref)", "%(HEAD)", "%(upstream)", "%(upstream:remotename)", "%(worktreepath)")  # fmt: skip
-_TAG = ("%(refname)", "%(objectname)", "%(objecttype)", "%(taggername)", "%(taggeremail:trim)", "%(taggerdate:unix)", "%(creatordate:unix)", "%(contents)", "%(contents:signature)")  # fmt: skip
+_TAG = ("%(refname)", "%(objectname)", "%(objecttype)", "%(taggername)", "%(taggeremail:trim)", "%(taggerdate:unix)", "%(creatordate:unix)")  # fmt: skip
+# Of tags alone: what a ref leads to may have a long message, too.
+_MESSAGE = tuple(
+    f"%(if:equals=tag)%(objecttype)%(then)%({field})%(end)" for field in ("contents", "contents:signature")
+)
+_HEADER = 64 * 1024
 _AHEAD = re.compile(rb"(?:ahead (\d+))?(?:, )?(?:behind (\d+))?")
 _URL = re.compile(r"remote\.(.+)\.(url|pushurl)", re.DOTALL)
 
@@ -70,8 +75,12 @@ def tags(repository: Repository, *, q: str | None = None, limit: int = 50, curso
     if cursor is not None:
         last = cursors.decode_name(cursor, bound)
         listed = [row for row in listed if row > last]
-    page = cursors.fitting(listed[:limit], lambda row: sizes[row[1]])
-    found = {row[0]: row for row in _listed(repository, _TAG, [row[1] for row in page])} if page else {}
+    page = cursors.fitting(listed[:limit], lambda row: min(sizes[row[1]], MAX_MESSAGE))
+    long = {name for _, name in page if sizes[name] > MAX_MESSAGE + _HEADER}
+    found = {
+        row[0]: row for row in _told(repository, (*_TAG, *_MESSAGE), [name for _, name in page if name not in long])
+    }
+    found |= {row[0]: [*row, _begun(repository, row[1]), b""] for row in _told(repository, _TAG, sorted(long))}
     facts = [found[name] for _, name in page if name in found]  # one may be gone meanwhile
     peeled = _peeled(repository, [row[1] for row in facts if row[2] == b"tag"])
     return {
@@ -101,6 +110,18 @@ def remotes(repository: Repository, *, limit: int = 50, cursor: str | None = Non
         for name, urls in page
     ]
     return {"items": items, "next_cursor": after}
+
+
+def _told(repository: Repository, fields: Sequence[str], names: Sequence[bytes]) -> list[list[bytes]]:
+    return _listed(repository, fields, names) if names else []
+
+
+def _begun(repository: Repository, oid: bytes) -> bytes:
+    """The beginning of a long tag's message, longer than is told of it."""
+    output = repository.run(["cat-file", "-p", oid], limit=MAX_MESSAGE + _HEADER)
+    if not output.cut and output.status != 0:
+        raise repository.failed(output)
+    return output.out.partition(b"\n\n")[2]
 
 
 def _branch(
@@ -140,14 +161,16 @@ def _tracking(repository: Repository, names: Sequence[bytes]) -> dict[bytes, byt
 
 def _tag(row: Sequence[bytes], oid: str, kind: str | None) -> dict[str, Any]:
     annotated = row[2] == b"tag"
+    message, cut = beginning(row[7].removesuffix(row[8]))
     return {
         "name": text(row[0]).removeprefix(_TAGS),
         "oid": oid,
         "type": kind,
         "tag_oid": text(row[1]) if annotated else None,
-        "message": text(row[7].removesuffix(row[8])).strip("\r\n") if annotated else None,
+        "message": message.strip("\r\n") if annotated else None,
         "tagger": person(*row[3:6]) if annotated and row[5] else None,
         "created_at": when(row[6]),
+        **({"truncated": True} if cut else {}),
     }
 
 

@@ -8,12 +8,13 @@ from typing import Any
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import shown
 
-from . import mounted
 from .diff_changes import SUBMODULE, read_changes
 from .diff_output import CONFIG
 from .diff_output import arguments as diff_arguments
+from .explaining import refuse_hidden
 from .git import Argument
 from .hunks import select
+from .mounted import cleaned, refuse_removed
 from .obstacles import contents, in_way, intended, refuse, remove_empty
 from .overlays import for_reads
 from .repository import Repository, portions
@@ -90,15 +91,17 @@ async def discard(
 ) -> dict[str, Any]:
     """Bring files, or some hunks of files, back to what the index has. `untracked`: delete those that git does not know.
 
-    A submodule is another repository's: 409 where it is named, or lies in a folder that is.
+    A submodule is another repository's: 409 where it is named, or lies in a folder that is. Raises `file_busy` before anything is changed
+    where something is mounted in what would be deleted, and `local_changes_in_way` for a named file that git would pass over by its mark.
     """
     repository = work.repository
     if every or paths:
         found = await work.ask(_sorted, repository, paths)
-        if untracked and (doomed := [*found.new, *found.blocked.values()]):  # before anything is changed
-            await work.ask(mounted.refuse_untracked, repository, [repository.to_git(path) for path in doomed])
+        await work.ask(refuse_hidden, repository, paths)
         if paths and not untracked:
             _refuse_untracked([*found.new, *found.intended, *found.blocked.values()])
+        if untracked:
+            await work.ask(_must_not_be_mounted, repository, paths, found)
         if found.changed:
             await work.git(["restore", "--worktree", *FROM_INPUT], input=listed(repository, found.changed))
         if untracked:
@@ -118,6 +121,17 @@ def _refuse_untracked(paths: Sequence[bytes]) -> None:
             f"{shown(paths[0])!r} is not tracked by git, so it would be deleted: say untracked to do that.",
             paths=[shown(path) for path in dict.fromkeys(paths)],
         )
+
+
+def _must_not_be_mounted(repository: Repository, paths: Sequence[bytes], found: "_Found") -> None:
+    """Raises `file_busy` where something is mounted in what `_delete` would delete. Blocks."""
+
+    def removed() -> list[bytes]:
+        named = [repository.to_git(path) for path in (*found.intended, *found.blocked.values())]
+        parts = portions([repository.to_git(path) for path in found.new])
+        return [*named, *(name for part in parts for name in cleaned(repository, part))]
+
+    refuse_removed(repository, [repository.to_git(path) for path in paths], removed)
 
 
 async def _delete(work: Work, found: "_Found") -> None:

@@ -13,12 +13,12 @@ from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.paths import shown
 from workspace_runtime.processes import finish
 
-from . import mounted
 from .autostash import entries, store
 from .credentials import tellable
 from .git import succeeded
 from .lists import all_stashes, operation
-from .obstacles import MAX_NAMED, intended, must_be_free
+from .mounted import cleaned, refuse_removed
+from .obstacles import MAX_NAMED, in_way, intended, must_be_free
 from .repository import Repository, portions
 from .revisions import head
 from .staging import FROM_INPUT, listed
@@ -27,6 +27,7 @@ from .work import Work
 
 _NOTHING = b"No local changes to save"
 _UNTRACKED = "--include-untracked"
+_CHANGED = ("ls-files", "-z", "--full-name", "--modified", "--deleted")
 _MAX_LOOKED_AT = 1024 * 1024
 _DROPPED = re.compile(rb"\(([0-9a-f]{40,64})\)\s*$")
 # What `git reset --hard` forgets, which is how git empties the working tree.
@@ -40,16 +41,14 @@ async def put_away(
 ) -> str | None:
     """Make a stash by `git stash push`: its id, None where there was nothing for it, or is no commit yet.
 
-    Where that fails or is cancelled, the stash may have been made: its id is `stash` in the error then. Raises `file_busy` where files
-    that git does not know are mounted ones.
+    Where that fails or is cancelled, the stash may have been made: its id is `stash` in the error then. Raises `file_busy` before anything
+    is changed where something is mounted in what git would delete.
     """
     if await work.ask(head, work.repository) is None:
         return None
     if _UNTRACKED in arguments and not await work.ask(_has_untracked, work.repository, paths):
         arguments = [flag for flag in arguments if flag != _UNTRACKED]
-    if _UNTRACKED in arguments:
-        names = [work.repository.to_git(path) for path in paths]
-        await work.ask(mounted.refuse_untracked, work.repository, names)
+    await work.ask(_must_not_be_mounted, work.repository, arguments, paths)
     before = await work.ask(entries, work.repository)
     told = [f"--message={message}"] if message else []
     from_input = FROM_INPUT if paths else ()
@@ -62,7 +61,9 @@ async def put_away(
     except WorkspaceError as fault:
         if stash := await work.at_last(_made, before, message):
             fault.data["stash"] = stash
-        if fault.code == "git_failed" and (names := await work.ask(intended, work.repository)):
+        if fault.code in ("git_failed", "local_changes_in_way") and (
+            names := await work.ask(intended, work.repository)
+        ):
             raise _intended(work.repository, names, fault) from None
         raise
     except asyncio.CancelledError:
@@ -96,6 +97,24 @@ def _has_untracked(repository: Repository, paths: Sequence[bytes]) -> bool:
         if output.cut or any(name and not name.endswith(b"/") for name in output.out.split(b"\0")):
             return True
     return False
+
+
+def _must_not_be_mounted(repository: Repository, arguments: Sequence[str], paths: Sequence[bytes]) -> None:
+    """Raises `file_busy` where something is mounted in what git deletes after it has made such a stash: untracked files, and what stands
+    in the place of files with changes. Blocks."""
+    within = [repository.to_git(path) for path in paths]
+
+    def removed() -> list[bytes]:
+        found: list[bytes] = []
+        for part in portions(within) if within else [[]]:
+            if _UNTRACKED in arguments:
+                found += cleaned(repository, part)
+            if "--staged" not in arguments:
+                changed = repository.read([*_CHANGED, "--", *part]).split(b"\0")
+                found += in_way(repository, filter(None, changed)).values()
+        return found
+
+    refuse_removed(repository, within, removed)
 
 
 def _made(repository: Repository, before: list[tuple[str, str]], message: str | None) -> str | None:

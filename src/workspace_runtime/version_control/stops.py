@@ -48,13 +48,14 @@ async def stopped_by_conflicts(work: Work, arguments: Sequence[str], **how: Any)
 
 async def left_behind(work: Work, output: Output) -> dict[str, Any]:
     """What an autostash has left that a command, otherwise done, could not bring back: the id of the `stash` that has it, None where
-    all is well, and the `files` with conflicts."""
+    all is well, and the `files` with conflicts; and `warnings`, where there are any, of what git could not do."""
+    warned = {"warnings": output.warnings} if output.warnings else {}
     if _KEPT not in output.err:
-        return {"stash": None, "files": []}
+        return {"stash": None, "files": [], **warned}
     listed = await work.ask(entries, work.repository)
     stash = next((oid for oid, told in listed if told.endswith(_MESSAGE)), None)
     files = _files(work.repository, await work.ask(unmerged, work.repository))
-    return {"stash": stash, "files": files}
+    return {"stash": stash, "files": files, **warned}
 
 
 def _files(repository: Repository, names: Iterable[bytes]) -> list[str]:

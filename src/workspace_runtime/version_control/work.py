@@ -145,9 +145,10 @@ class Work:
         credentials: Credentials | None, cwd: bytes | None, network: bool,
     ) -> Output:  # fmt: skip
         output, trace = await self._run(arguments, input, settings, env, credentials, cwd, network)
+        told = account.read(trace)
+        output = dataclasses.replace(output, said=[redact(words, credentials) for words in told.errors])
         if output.status == 0:
             return output
-        told = account.read(trace)
         refused = told.refused
         if "post-checkout" in refused and arguments[0] in _ENDING_AS_THEIR_HOOK:
             return output  # what the hook comes after is done

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from workspace_runtime.errors import WorkspaceError
+from workspace_runtime.mounts import mount_points
 from workspace_runtime.paths import WorkspaceRoot, path_bytes, refusal, shown
 
-from . import mounted
 from .lists import all_worktrees
+from .mounted import refuse_below
+from .refs import relative
 from .repository import Repository
 from .revisions import alone, branch_name, exists, resolve
 from .switching import start_of
@@ -79,8 +81,9 @@ def _undo(
     What was there `before` stays, and a branch with commits that are on no other.
     """
     with contextlib.suppress(WorkspaceError):
-        if target not in before and target in repository.trees():
-            mounted.refuse_in(target)
+        # what somebody has mounted in it meanwhile would be emptied
+        is_ours = all(point == target for point in mount_points(target))
+        if is_ours and target not in before and target in repository.trees():
             repository.run(["worktree", "remove", "--force", "--force", "--", target])
         if branch is not None and exists(repository, ref := f"refs/heads/{branch}"):
             own = repository.run(["rev-list", "--max-count=1", ref, "--not", f"--exclude={ref}", "--all", "--"])
@@ -101,7 +104,7 @@ def _is_named(item: dict[str, Any], path: bytes) -> bool:
 async def remove(work: Work, root: WorkspaceRoot, *, path: bytes, force: bool = False) -> dict[str, Any]:
     """Remove a linked working tree; with `force` also one with changes. One whose folder is gone is forgotten.
 
-    Raises `worktree_not_found`, `worktree_not_clean`, `file_busy` where something is mounted in it.
+    Raises `worktree_not_found`, `worktree_not_clean`, and `file_busy` where something is mounted in it: git would empty that.
     """
     repository = work.repository
     target = os.path.join(os.fsencode(root.path), path)
@@ -113,7 +116,7 @@ async def remove(work: Work, root: WorkspaceRoot, *, path: bytes, force: bool = 
 
     if not await work.ask(known):
         raise WorkspaceError("worktree_not_found", f"{shown(path)!r} is no linked working tree of this repository.")
-    await work.ask(mounted.refuse_in, target)
+    await work.ask(refuse_below, target, lambda point: relative(point, os.fsencode(root.path)))
     await work.git(["worktree", "remove", *(["--force"] if force else []), "--", target])
     return {}
 

@@ -9,6 +9,9 @@ from pydantic import BaseModel, Field
 
 _ENCODED = "There where the path is not UTF-8: it, percent-encoded."
 Encoded = Annotated[str | None, Field(description=_ENCODED)]
+Truncated = Annotated[
+    Literal[True] | None, Field(description="There where the message is longer than 1 MiB: this is its beginning.")
+]
 NextCursor = Annotated[str | None, Field(description="The cursor of the next page, null at the end.")]
 
 
@@ -38,6 +41,7 @@ class CommitView(BaseModel):
     subject: str = Field(description="The first paragraph of the message, as one line.")
     body: str = Field(description="The rest of the message.")
     refs: list[RefView]
+    truncated: Truncated = None
 
 
 class CommitPage(BaseModel):
@@ -99,6 +103,7 @@ class TagView(BaseModel):
     message: str | None
     tagger: PersonView | None
     created_at: str | None = Field(description="When it was made; without a `tag_oid` when its commit was.")
+    truncated: Truncated = None
 
 
 class TagPage(BaseModel):
@@ -109,7 +114,7 @@ class TagPage(BaseModel):
 
 
 class RemoteView(BaseModel):
-    """A remote of the configuration, the secrets in its addresses taken out."""
+    """A remote of the configuration, its addresses without what may be a secret: the user, what a query says, the fragment."""
 
     name: str
     url: str
@@ -172,6 +177,7 @@ class StashView(BaseModel):
     created_at: str | None
     base: str | None = Field(description="The commit that was checked out.")
     untracked: bool = Field(description="It has files that git did not know.")
+    truncated: Truncated = None
 
 
 class StashList(BaseModel):

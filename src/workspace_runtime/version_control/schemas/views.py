@@ -170,6 +170,7 @@ class CheckoutView(WhereView):
 class LeftView(WhereView):
     """Where an `autostash` may have been at work."""
 
+    warnings: Warnings = None
     stash: str | None = Field(
         description="The id of the stash that has the local changes, where they could not be brought back as they were."
     )
