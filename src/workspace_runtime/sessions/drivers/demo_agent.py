@@ -813,14 +813,18 @@ def _picture() -> str:
 def _kill_marked(mark: str) -> None:
     """Kill every process of a tool, also what left its group or session: each has the mark in its environment."""
     sought = f"{_TOOL_MARK}={mark}".encode()
-    for _ in range(100):
-        found = []
+    for look in range(100):
+        found, unclear = [], False
         for entry in os.listdir("/proc") if os.path.isdir("/proc") else ():
             try:
                 if entry.isdigit():
                     with open(f"/proc/{entry}/environ", "rb") as file:
-                        if sought in file.read().split(b"\0"):
-                            found.append(int(entry))
+                        environ = file.read()
+                    if sought in environ.split(b"\0"):
+                        found.append(int(entry))
+                    elif not environ:  # in the middle of an exec, as `processes` says
+                        os.readlink(f"/proc/{entry}/exe")
+                        unclear = True
             except OSError:
                 continue
         for signo in (signal.SIGSTOP, signal.SIGKILL):
@@ -829,7 +833,7 @@ def _kill_marked(mark: str) -> None:
                     os.kill(pid, signo)
                 except OSError:
                     continue
-        if not found:
+        if not found and (not unclear or look >= 50):
             return
         time.sleep(0.002)
 
