@@ -100,6 +100,11 @@ def etag_of(status: os.stat_result) -> str:
     return f'"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}-{status.st_ctime_ns:x}"'
 
 
+def mounted(path: str, doing: str = "deleted") -> WorkspaceError:
+    """The refusal (`file_busy`) of what would go through a mount point: its path as shown, and what was not done."""
+    return WorkspaceError("file_busy", f"{path!r} is a mount point: unmount it first. Nothing was {doing}.", path=path)
+
+
 def refusal(fault: OSError, path: bytes, *, making: bool = False) -> WorkspaceError:
     """What the system refused, in our own words. `path` is the one that the client named; `making`: it was to be made."""
     known = _REFUSALS.get(fault.errno or 0)

@@ -13,7 +13,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from support.asking import Answer, ask, file_url
 from support.confined import ConfinedServer, confined
-from support.mounting import Mounting, needs_root
+from support.mounting import Mounting, needs_root, precious
 from support.server import TIMEOUT_S
 
 pytestmark = needs_root
@@ -43,10 +43,7 @@ def root(server: ConfinedServer) -> Path:
 @pytest.fixture
 def host(server: ConfinedServer, root: Path) -> Path:
     """A folder beside the workspace, with something precious in it."""
-    folder = server.folder / f"host-{root.name}"
-    folder.mkdir()
-    (folder / "db").write_text("precious")
-    return folder
+    return precious(server.folder / f"host-{root.name}")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from support.confined import ConfinedServer, confined
 from support.git_home import Sandbox
-from support.mounting import Mounting, needs_root
+from support.mounting import Mounting, needs_root, precious
 from support.version_control import Case, Host
 from support.waiting import until
 
@@ -44,10 +44,7 @@ def case(here: Host) -> Case:
 @pytest.fixture
 def outside(server: ConfinedServer, case: Case) -> Path:
     """A folder outside of the workspace, with something precious in it."""
-    folder = server.folder / f"outside-{case.folder.name}"
-    folder.mkdir()
-    (folder / "db").write_text("precious")
-    return folder
+    return precious(server.folder / f"outside-{case.folder.name}")
 
 
 def bound(mounts: Mounting, source: Path, case: Case, name: str) -> None:

@@ -8,7 +8,14 @@ import pytest
 from support.confined import ConfinedServer
 from support.guarded_server import needs_root
 
-__all__ = ["Mounting", "needs_root"]
+__all__ = ["Mounting", "needs_root", "precious"]
+
+
+def precious(folder: Path) -> Path:
+    """A new folder outside of the workspace, with something precious in it."""
+    folder.mkdir()
+    (folder / "db").write_text("precious")
+    return folder
 
 
 class Mounting:

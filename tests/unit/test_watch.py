@@ -324,6 +324,11 @@ async def test_a_folder_moved_out_is_let_go(work: Path, tmp_path: Path) -> None:
         assert watcher.watched == 3
 
 
+def aside(work: Path) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Take `folder` away, and put it back."""
+    return partial(os.rename, work / "folder", work / "aside"), partial(os.rename, work / "aside", work / "folder")
+
+
 @contextlib.contextmanager
 def at_each_hold(path: bytes, before: Callable[[], object], after: Callable[[], object], times: int) -> Iterator[None]:
     """Somebody acts around each of the first looks into a folder, where the watcher can't know of it yet."""
@@ -348,11 +353,7 @@ def at_each_hold(path: bytes, before: Callable[[], object], after: Callable[[], 
 
 async def test_a_folder_above_is_away_for_a_moment_while_a_new_one_is_entered(work: Path) -> None:
     async with watching(work) as (mirror, _):
-        away, back = (
-            partial(os.rename, work / "folder", work / "aside"),
-            partial(os.rename, work / "aside", work / "folder"),
-        )
-        with at_each_hold(b"folder/new", away, back, 1):
+        with at_each_hold(b"folder/new", *aside(work), 1):
             make(work / "folder/new/deep/file")
             await mirror.settled()
         await events_of(mirror)
@@ -360,11 +361,7 @@ async def test_a_folder_above_is_away_for_a_moment_while_a_new_one_is_entered(wo
 
 async def test_a_folder_is_away_at_many_looks_in_a_row(work: Path) -> None:
     async with watching(work) as (mirror, _):
-        away, back = (
-            partial(os.rename, work / "folder", work / "aside"),
-            partial(os.rename, work / "aside", work / "folder"),
-        )
-        with at_each_hold(b"folder/inner", away, back, 8):
+        with at_each_hold(b"folder/inner", *aside(work), 8):
             make(work / "folder/inner/more")
             make(work / "folder/inner/new/file")
             await mirror.settled()

@@ -51,7 +51,7 @@ def pieces(opened: int, size: int, encoding: Literal["utf-8", "base64"]) -> Iter
     encode: Callable[[bytes], bytes] = base64.b64encode if encoding == "base64" else _Text().encode
     start = 0
     while start < size:
-        data = _read(opened, start, min(PIECE_BYTES, size - start))
+        data = read_all(opened, start, min(PIECE_BYTES, size - start))
         start += len(data)
         yield encode(data)
     if encoding == "utf-8":
@@ -68,8 +68,8 @@ class _Text:
         return orjson.dumps(self._decoder.decode(data, final=not data))[1:-1]
 
 
-def _read(opened: int, start: int, size: int) -> bytes:
-    """All of a piece: in base64 only the last may be odd."""
+def read_all(opened: int, start: int, size: int) -> bytes:
+    """A part of an open file, all of it. Raises `ShorterError` and `OSError`."""
     data = b""
     while len(data) < size:
         more = os.pread(opened, size - len(data), start + len(data))

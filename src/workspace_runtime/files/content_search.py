@@ -90,12 +90,10 @@ async def search(root: WorkspaceRoot, query: ContentQuery) -> AsyncGenerator[byt
     timer = asyncio.get_running_loop().call_later(query.timeout_s, give_up)
     status = sent = 0
     try:
-        while not reader.full and (chunk := await ripgrep.read()):
+        while not reader.full and sent <= MAX_ANSWER and (chunk := await ripgrep.read()):
             if block := reader.take(chunk):
                 yield block
                 sent += len(block)
-            if sent > MAX_ANSWER:
-                break
         if not reader.full and sent <= MAX_ANSWER:
             status = await ripgrep.ended()
     finally:

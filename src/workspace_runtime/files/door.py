@@ -15,7 +15,7 @@ import functools
 import logging
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
@@ -28,7 +28,7 @@ from workspace_runtime.paths import etag_of, open_held, parse, path_bytes, refus
 from workspace_runtime.queries import headers_of, invalid, query_of, query_path
 
 from .archive import pack
-from .as_json import Form, ShorterError, form_of, pieces
+from .as_json import Form, ShorterError, form_of, pieces, read_all
 from .changes import delete
 from .requests import (
     CutError,
@@ -416,40 +416,34 @@ def _told(path: bytes, size: int, etag: str, mode: int) -> dict[str, Any]:
     return told
 
 
+@contextlib.contextmanager
+def _reading(path: bytes) -> Iterator[None]:
+    """What may go wrong while a file is read, as `WorkspaceError`: `file_busy` where it was changed meanwhile."""
+    try:
+        yield
+    except (ShorterError, UnicodeDecodeError):
+        raise WorkspaceError("file_busy", f"{shown(path)!r} was changed while it was read.", path=shown(path)) from None
+    except OSError as fault:
+        raise refusal(fault, path) from None
+
+
 def _read_part(opened: int, start: int, end: int, path: bytes) -> bytes:
-    """A part of an open file, all of it or none. Raises `WorkspaceError`: `file_busy` where it became shorter."""
-    pieces = []
-    while start < end:
-        try:
-            piece = os.pread(opened, min(end - start, 2**30), start)
-        except OSError as fault:
-            raise refusal(fault, path) from None
-        if not piece:
-            raise _busy(path)
-        pieces.append(piece)
-        start += len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    """A part of an open file, all of it or none. Raises as `_reading`."""
+    with _reading(path):
+        return read_all(opened, start, end - start)
 
 
 def _form_of(opened: int, size: int, path: bytes) -> Form:
-    """As `form_of`. Raises `WorkspaceError`: `file_busy` where the file was changed."""
-    try:
+    """As `form_of`. Raises as `_reading`."""
+    with _reading(path):
         return form_of(opened, size)
-    except ShorterError:
-        raise _busy(path) from None
-    except OSError as fault:
-        raise refusal(fault, path) from None
 
 
 def _rest_of_json(opened: int, size: int, path: bytes) -> bytes:
-    """All of a small file's content within its quotes, and what follows. Raises `WorkspaceError` as `_form_of`."""
-    form = _form_of(opened, size, path)
-    try:
+    """All of a small file's content within its quotes, and what follows. Raises as `_reading`."""
+    with _reading(path):
+        form = form_of(opened, size)
         return b"".join(pieces(opened, size, form.encoding)) + _end_of_json(form)
-    except (ShorterError, UnicodeDecodeError):  # since the first look
-        raise _busy(path) from None
-    except OSError as fault:
-        raise refusal(fault, path) from None
 
 
 def _content_moment(status: os.stat_result) -> tuple[int, int]:
@@ -459,10 +453,6 @@ def _content_moment(status: os.stat_result) -> tuple[int, int]:
 
 def _end_of_json(form: Form) -> bytes:
     return b'","encoding":"%b"}' % form.encoding.encode()
-
-
-def _busy(path: bytes) -> WorkspaceError:
-    return WorkspaceError("file_busy", f"{shown(path)!r} was changed while it was read.", path=shown(path))
 
 
 def _changed(path: bytes, etag: str) -> WorkspaceError:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.mounts import mount_points, real_path
-from workspace_runtime.paths import Place, etag_of, refusal, shown, step_into
+from workspace_runtime.paths import Place, etag_of, mounted, refusal, shown, step_into
 
 from .stopping import IsStopped, check
 
@@ -33,9 +33,7 @@ def refuse_mounts(place: Place, doing: str) -> None:
     """Raise `file_busy` with the mount point's name where something is mounted at a place or below it; `doing` as in "deleted"."""
     found = mounted_at(place)
     if found:
-        name = shown(found[0])
-        detail = f"{name!r} is a mount point: unmount it first. Nothing was {doing}."
-        raise WorkspaceError("file_busy", detail, path=name)
+        raise mounted(shown(found[0]), doing)
 
 
 def remove_tree(place: Place, stopped: IsStopped, only: Mapping[bytes, str] | None = None) -> None:

@@ -72,13 +72,8 @@ class ClientSocket(ABC, Generic[Frame]):
         self._look.set()
         self._pump()
 
-    async def _until_writable(self) -> None:
-        while self._connection.writes_paused:
-            self._look.clear()
-            await self._look.wait()
-
-    async def _until_writable_or_over(self) -> None:
-        while self._connection.writes_paused and not self._connection.over:
+    async def _until_writable(self, *, or_over: bool = False) -> None:
+        while self._connection.writes_paused and not (or_over and self._connection.over):
             self._look.clear()
             await self._look.wait()
 
@@ -97,7 +92,7 @@ class ClientSocket(ABC, Generic[Frame]):
             answer = await self._answer(message)
             # Not by `_say`: a connection that is over takes nothing more, and that it is over is told here alone, by a message
             # behind those that came before.
-            await self._until_writable_or_over()
+            await self._until_writable(or_over=True)
             self._connection.write_frames(frame_ws(0, encode(answer)))
 
     async def _answer(self, message: MutableMapping[str, Any]) -> dict[str, Any]:

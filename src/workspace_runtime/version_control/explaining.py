@@ -85,11 +85,14 @@ def _name_hidden(repository: Repository, fault: WorkspaceError) -> None:
 def refuse_hidden(repository: Repository, paths: Sequence[bytes]) -> None:
     """Raises `local_changes_in_way` where one of these files (the client's paths) is there and has such a mark: git would leave it as it is
     without a word. Blocks."""
-    names = [name for path in paths if os.path.lexists(os.path.join(repository.top, name := repository.to_git(path)))]
-    hidden = set(hidden_among(repository, names)) & {shown(path) for path in paths}
-    if hidden:
-        told = sorted(hidden)
-        raise WorkspaceError("local_changes_in_way", _marked(told[0]), paths=told, hidden=told)
+    names = [name for path in paths if _is_file(os.path.join(repository.top, name := repository.to_git(path)))]
+    if hidden := sorted(set(hidden_among(repository, names)) & {shown(path) for path in paths}):
+        raise WorkspaceError("local_changes_in_way", _marked(hidden[0]), paths=hidden, hidden=hidden)
+
+
+def _is_file(place: bytes) -> bool:
+    """Whether a file or a link is there: what is in a folder is not named."""
+    return os.path.islink(place) or (os.path.lexists(place) and not os.path.isdir(place))
 
 
 def hidden_among(repository: Repository, names: Sequence[bytes]) -> list[str]:

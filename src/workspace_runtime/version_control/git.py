@@ -10,6 +10,7 @@ Reads run here, in the thread that wants their answer; what changes a repository
 import contextlib
 import errno
 import os
+import re
 import select
 import shutil
 import signal
@@ -33,6 +34,8 @@ READ_SECONDS = 20.0
 MOMENT_S = 1.0
 _STDERR = 64 * 1024
 _MAX_WARNINGS = 100
+# What git says of what it could not do, or what a program says that it has started.
+WARNED = re.compile(r"^(?:warning|error): (.*)", re.MULTILINE)
 _PIECE = 256 * 1024
 
 _PLAIN = {
@@ -103,8 +106,7 @@ class Output:
     def warnings(self) -> list[str]:
         """What git could not do although it has done the rest, in its words, without the word before them."""
         own = {words.split("\n")[0] for words in self.said}
-        lines = [line.partition(": ") for line in self.err.split("\n") if line.startswith(("warning: ", "error: "))]
-        return [words for _, _, words in lines if words in own][-_MAX_WARNINGS:]
+        return [words for words in WARNED.findall(self.err) if words in own][-_MAX_WARNINGS:]
 
 
 class Stop:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from workspace_runtime.errors import WorkspaceError
 from workspace_runtime.mounts import is_below, mount_points
-from workspace_runtime.paths import shown
+from workspace_runtime.paths import mounted, shown
 
 from .git import Argument
 from .quoting import unquoted
@@ -52,5 +52,4 @@ def cleaned(repository: Repository, names: Sequence[bytes]) -> list[bytes]:
 
 
 def _busy(point: bytes, name: bytes | None) -> WorkspaceError:
-    told = shown(point if name is None else name)
-    return WorkspaceError("file_busy", f"{told!r} is a mount point: unmount it first. Nothing was deleted.", path=told)
+    return mounted(shown(point if name is None else name))

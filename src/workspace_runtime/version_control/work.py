@@ -20,7 +20,7 @@ from .configuration import Settings
 from .credentials import Credentials, askpass_script, environment, redact
 from .explaining import explained
 from .failures import failure
-from .git import MOMENT_S, TOO_MANY, Argument, Output, Stop, program, too_many
+from .git import MOMENT_S, TOO_MANY, WARNED, Argument, Output, Stop, program, too_many
 from .locks import processes
 from .operations import Operation
 from .plain_files import must_not_wait
@@ -145,6 +145,8 @@ class Work:
         credentials: Credentials | None, cwd: bytes | None, network: bool,
     ) -> Output:  # fmt: skip
         output, trace = await self._run(arguments, input, settings, env, credentials, cwd, network)
+        if output.status == 0 and not WARNED.search(output.err):
+            return output
         told = account.read(trace)
         output = dataclasses.replace(output, said=[redact(words, credentials) for words in told.errors])
         if output.status == 0:
